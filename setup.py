@@ -1,0 +1,32 @@
+"""The C extension; everything else about the package is in pyproject.toml.
+
+The sources are named through `src/taskiq_supervise/ipc` (a symlink in the checkout, a folder in
+the sdist), so that the same paths hold in both.
+"""
+
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+IPC = "src/taskiq_supervise/ipc"
+FLAGS = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-fvisibility=hidden"]
+
+
+def core_extension() -> Extension:
+    if not Path(IPC).is_dir():
+        raise SystemExit(
+            f"{IPC} is not a folder: this checkout was made without symbolic links "
+            "(git config core.symlinks); clone again with links, or build from the sdist"
+        )
+    core = sorted(str(path) for path in Path(IPC, "core").glob("*.c"))
+    return Extension(
+        "taskiq_supervise.ipc._core",
+        sources=[f"{IPC}/_coremodule.c", *core],
+        include_dirs=[f"{IPC}/core"],
+        depends=sorted(str(path) for path in Path(IPC).rglob("*.h")),
+        define_macros=[("_GNU_SOURCE", None)],
+        extra_compile_args=FLAGS,
+    )
+
+
+setup(ext_modules=[core_extension()])

@@ -1,0 +1,54 @@
+"""taskiq-supervise: many taskiq workers as one service, and a broker in shared memory.
+
+The public names are resolved on first use (PEP 562): the supervisor's process imports this package
+as everyone does, and must not import taskiq or the application by it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from taskiq_supervise.broker import (
+        BrokerNotStartedError,
+        DeadLetterError,
+        MessageTooLargeError,
+        QueueFullError,
+        ResultExpiredError,
+        SharedMemoryBroker,
+        SharedMemoryResultBackend,
+        UnserializableResultError,
+        WorkerLostError,
+        wait_result,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BrokerNotStartedError",
+    "DeadLetterError",
+    "MessageTooLargeError",
+    "QueueFullError",
+    "ResultExpiredError",
+    "SharedMemoryBroker",
+    "SharedMemoryResultBackend",
+    "UnserializableResultError",
+    "WorkerLostError",
+    "__version__",
+    "wait_result",
+]
+
+_ROOM = "taskiq_supervise.broker"
+
+
+if not TYPE_CHECKING:  # a type checker that saw this function would believe in every name
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(_ROOM), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
