@@ -1,0 +1,64 @@
+"""The shared-memory task queue, its doorbells and the worker board.
+
+Knows nothing of taskiq. TaskQueue is the queue without an event loop, AsyncTaskQueue the same on
+one; the protocol is described in docs/protocol.md, its core is the C code below core/.
+"""
+
+if not __name__.startswith("taskiq_supervise."):
+    raise ImportError("import this package as taskiq_supervise.ipc, not from the folder it lies in")
+
+from taskiq_supervise.ipc.aio import AsyncTaskQueue
+from taskiq_supervise.ipc.board import Board, BoardWriter, RunningTask, WorkerView
+from taskiq_supervise.ipc.errors import (
+    LeaseLost,
+    PayloadTooLarge,
+    QueueBusy,
+    QueueError,
+    QueueFull,
+    SegmentError,
+    UnknownTask,
+)
+from taskiq_supervise.ipc.lease import Lease
+from taskiq_supervise.ipc.model import (
+    Burial,
+    DeadReason,
+    DeathCause,
+    Geometry,
+    Outcome,
+    OutcomeKind,
+    Participant,
+    QueueStats,
+    Role,
+    Ticket,
+)
+from taskiq_supervise.ipc.queue import TaskQueue
+from taskiq_supervise.ipc.segment import QUEUE_DIRECTORY_VARIABLE, default_base_directory
+
+__all__ = [
+    "QUEUE_DIRECTORY_VARIABLE",
+    "AsyncTaskQueue",
+    "Board",
+    "BoardWriter",
+    "Burial",
+    "DeadReason",
+    "DeathCause",
+    "Geometry",
+    "Lease",
+    "LeaseLost",
+    "Outcome",
+    "OutcomeKind",
+    "Participant",
+    "PayloadTooLarge",
+    "QueueBusy",
+    "QueueError",
+    "QueueFull",
+    "QueueStats",
+    "Role",
+    "RunningTask",
+    "SegmentError",
+    "TaskQueue",
+    "Ticket",
+    "UnknownTask",
+    "WorkerView",
+    "default_base_directory",
+]

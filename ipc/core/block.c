@@ -1,0 +1,220 @@
+/* Payload blocks: where everything lies that does not fit into its slot.
+ *
+ * Each block has a word of its own: held:1 | role:1 | owner:12 | attempt:8 | slot:18 | generation:24.
+ * It names the message the block belongs to, so a sweep can tell which blocks outlived theirs without
+ * following any chain. A free block's word keeps who freed it: if that participant died before it
+ * hinted the block, the sweep hints it.
+ *
+ * An extent is one block, or a table in a block of the largest class that lists blocks of that class.
+ * The table's block is freed last, so that a repair can walk an extent that was freed half way.
+ */
+#include "layout.h"
+
+#include <stdlib.h>
+
+#define HELD (UINT64_C(1) << 63)
+#define WHO_MASK ((UINT64_C(1) << 63) | (UINT64_C(1) << 62) | ((UINT64_C(1) << 42) - 1)) /* no owner, attempt */
+
+static uint64_t held_word(const holder *h) {
+    return HELD | ((uint64_t)(h->role & 1u) << 62) | ((uint64_t)(h->owner & 0xfffu) << 50) |
+           ((uint64_t)(h->attempt & 0xffu) << 42) | ((uint64_t)(h->slot & 0x3ffffu) << 24) |
+           (h->gen & 0xffffffu);
+}
+static uint64_t free_word(uint32_t by) { return (uint64_t)(by & 0xfffu) << 50; }
+static uint32_t word_owner(uint64_t w) { return (uint32_t)(w >> 50) & 0xfffu; }
+static uint32_t word_role(uint64_t w) { return (uint32_t)(w >> 62) & 1u; }
+static uint32_t word_attempt(uint64_t w) { return (uint32_t)(w >> 42) & 0xffu; }
+static uint32_t word_slot(uint64_t w) { return (uint32_t)(w >> 24) & 0x3ffffu; }
+
+/* Blocks are numbered through all classes. 1 and class and index inside it, or 0: no such block. */
+static int block_find(const tsq *q, uint32_t number, uint32_t *cls, uint32_t *index) {
+    for (uint32_t c = 0; c < q->geo.classes; c++) {
+        if (number < q->geo.block[c].count) {
+            *cls = c;
+            *index = number;
+            return 1;
+        }
+        number -= q->geo.block[c].count;
+    }
+    return 0;
+}
+static uint32_t block_number(const tsq *q, uint32_t cls, uint32_t index) {
+    for (uint32_t c = 0; c < cls; c++) index += q->geo.block[c].count;
+    return index;
+}
+static tsq_au64 *block_word(const tsq *q, uint32_t c, uint32_t i) { return bitmap(q, q->at.block_words[c]) + i; }
+static tsq_au64 *block_size(const tsq *q, uint32_t c, uint32_t i) { return bitmap(q, q->at.block_sizes[c]) + i; }
+static tsq_au64 *block_data(const tsq *q, uint32_t c, uint32_t i) {
+    return bitmap(q, q->at.block_data[c]) + (uint64_t)i * q->geo.block[c].size / 8;
+}
+
+static int block_take(tsq *q, uint32_t c, uint64_t held, uint32_t *out) {
+    /* Requests leave a sixteenth of each class for results, so that a full queue can still drain. */
+    if (!((held >> 62) & 1u) && ring_hints(q, RING_BLOCK + c) <= q->geo.block[c].count / 16) return TSQ_FULL;
+    uint64_t pos;
+    uint32_t i, gen12;
+    while (ring_peek(q, RING_BLOCK + c, &pos, &i, &gen12)) {
+        if (i < q->geo.block[c].count) {
+            uint64_t w = atomic_load_explicit(block_word(q, c, i), memory_order_acquire);
+            if (!(w & HELD)) {
+                if (!atomic_compare_exchange_strong(block_word(q, c, i), &w, held)) continue;
+                ring_advance(q, RING_BLOCK + c, pos);
+                *out = i;
+                return TSQ_OK;
+            }
+        }
+        ring_advance(q, RING_BLOCK + c, pos);
+    }
+    return TSQ_FULL;
+}
+
+/* Frees the block if it is still held exactly as `word` says. */
+static void block_drop(tsq *q, uint32_t me, uint32_t c, uint32_t i, uint64_t word) {
+    if (atomic_compare_exchange_strong(block_word(q, c, i), &word, free_word(me)))
+        (void)ring_put(q, RING_BLOCK + c, i, 0); /* full only with damaged hints: the audit hints it */
+}
+
+static uint64_t table_entries(const tsq *q, uint32_t c) { return q->geo.block[c].size / 8; }
+
+uint64_t extent_max(const tsq *q) {
+    if (!q->geo.classes) return 0;
+    uint32_t c = q->geo.classes - 1;
+    uint64_t by_table = table_entries(q, c) * q->geo.block[c].size;
+    uint64_t count = q->geo.block[c].count, spare = count / 16 + 1;
+    uint64_t by_count = count > spare ? (count - spare) * q->geo.block[c].size : 0;
+    uint64_t one = q->geo.block[c].size, more = by_table < by_count ? by_table : by_count;
+    return one > more ? one : more;
+}
+
+static int table_write(tsq *q, const holder *h, const char *data, uint64_t len, uint32_t *first) {
+    uint32_t c = q->geo.classes - 1, head, size = q->geo.block[c].size;
+    uint64_t n = (len + size - 1) / size, held = held_word(h);
+    if (block_take(q, c, held, &head)) return TSQ_FULL;
+    tsq_au64 *table = block_data(q, c, head);
+    atomic_store_explicit(block_size(q, c, head), len, memory_order_release);
+    for (uint64_t k = 0; k < n; k++) {
+        uint32_t i;
+        if (block_take(q, c, held, &i)) {
+            for (uint64_t j = 0; j < k; j++)
+                block_drop(q, h->owner, c, (uint32_t)atomic_load_explicit(&table[j], memory_order_relaxed), held);
+            block_drop(q, h->owner, c, head, held);
+            return TSQ_FULL;
+        }
+        atomic_store_explicit(&table[k], i, memory_order_release);
+        uint64_t part = len - k * size < size ? len - k * size : size;
+        copy_in(block_data(q, c, i), data + k * size, part);
+    }
+    *first = block_number(q, c, head);
+    return TSQ_OK;
+}
+
+/* Writes data into blocks held by h. TSQ_OK, TSQ_FULL (nothing is kept) or TSQ_TOO_LARGE. */
+int extent_write(tsq *q, const holder *h, const void *data, uint64_t len, uint32_t *first) {
+    if (len > extent_max(q)) return TSQ_TOO_LARGE;
+    for (uint32_t c = 0; c < q->geo.classes; c++) {
+        uint32_t i;
+        if (q->geo.block[c].size < len || block_take(q, c, held_word(h), &i)) continue;
+        atomic_store_explicit(block_size(q, c, i), len, memory_order_release);
+        copy_in(block_data(q, c, i), data, len);
+        *first = block_number(q, c, i);
+        return TSQ_OK;
+    }
+    if (len <= q->geo.block[q->geo.classes - 1].size) return TSQ_FULL;
+    return table_write(q, h, data, len, first);
+}
+
+/* Length of the extent that starts at `first`. The caller checks the slot word afterwards. */
+int extent_len(tsq *q, uint32_t first, uint64_t *len) {
+    uint32_t c, i;
+    if (!block_find(q, first, &c, &i)) return TSQ_GONE;
+    *len = atomic_load_explicit(block_size(q, c, i), memory_order_acquire);
+    return *len > extent_max(q) ? TSQ_GONE : TSQ_OK;
+}
+
+/* Copies an extent of len bytes. Indexes are checked: a torn table yields TSQ_GONE or garbage that
+ * the caller's check of the slot word throws away, never an access outside. */
+int extent_read(tsq *q, uint32_t first, uint64_t len, char *out) {
+    uint32_t c, i;
+    if (!block_find(q, first, &c, &i)) return TSQ_GONE;
+    uint32_t size = q->geo.block[c].size;
+    if (len <= size) {
+        copy_out(out, block_data(q, c, i), len);
+        return TSQ_OK;
+    }
+    uint64_t n = (len + size - 1) / size;
+    if (c != q->geo.classes - 1 || n > table_entries(q, c)) return TSQ_GONE;
+    tsq_au64 *table = block_data(q, c, i);
+    for (uint64_t k = 0; k < n; k++) {
+        uint64_t b = atomic_load_explicit(&table[k], memory_order_acquire);
+        if (b >= q->geo.block[c].count) return TSQ_GONE;
+        copy_out(out + k * size, block_data(q, c, (uint32_t)b), len - k * size < size ? len - k * size : size);
+    }
+    return TSQ_OK;
+}
+
+/* Frees an extent of this message. Safe to repeat, and beside others who do the same: each block is
+ * freed by the one CAS that still finds it held for the message. */
+void extent_free(tsq *q, uint32_t me, uint32_t role, uint32_t slot_index, uint64_t gen, uint32_t first) {
+    holder h = {.owner = 0, .role = role, .slot = slot_index, .attempt = 0, .gen = gen};
+    uint64_t mine = held_word(&h);
+    uint32_t c, i;
+    if (!block_find(q, first, &c, &i)) return;
+    uint64_t head = atomic_load_explicit(block_word(q, c, i), memory_order_acquire);
+    if ((head & WHO_MASK) != mine) return;
+    uint64_t len = atomic_load_explicit(block_size(q, c, i), memory_order_acquire);
+    uint32_t size = q->geo.block[c].size;
+    if (c == q->geo.classes - 1 && len > size && len <= extent_max(q)) {
+        uint64_t n = (len + size - 1) / size;
+        tsq_au64 *table = block_data(q, c, i);
+        for (uint64_t k = 0; k < n && k < table_entries(q, c); k++) {
+            uint64_t b = atomic_load_explicit(&table[k], memory_order_acquire);
+            if (b >= q->geo.block[c].count) continue;
+            uint64_t w = atomic_load_explicit(block_word(q, c, (uint32_t)b), memory_order_acquire);
+            if ((w & WHO_MASK) == mine) block_drop(q, me, c, (uint32_t)b, w);
+        }
+    }
+    block_drop(q, me, c, i, head);
+}
+
+/* Does the message this block was taken for still need it? Slots have been repaired before. */
+static int block_needed(const tsq *q, uint64_t w, uint32_t dead) {
+    uint32_t s = word_slot(w);
+    if (s >= q->geo.slots) return 0;
+    uint64_t v = atomic_load_explicit(&slot_at(q, s)->word, memory_order_acquire);
+    unsigned state = tsq_state_of(v);
+    int same = (tsq_gen_of(v) & 0xffffffu) == (w & 0xffffffu);
+    if (word_role(w) == ROLE_REQUEST)
+        return same && state != TSQ_FREE && state != TSQ_DONE;
+    /* A result of a live worker is that worker's business until it is committed: it frees what it
+     * could not commit. What a dead one left is needed if it was the commit. */
+    if (word_owner(w) != dead) return 1;
+    return same && (state == TSQ_DONE || state == TSQ_DEAD) && word_attempt(w) == tsq_attempt_of(v) &&
+           tsq_owner_of(v) == dead;
+}
+
+/* After the slots of `dead` were repaired: frees blocks that outlived their message, hints free ones
+ * that nobody hints. */
+int blocks_sweep(tsq *q, uint32_t dead, uint32_t me) {
+    for (uint32_t c = 0; c < q->geo.classes; c++) {
+        uint32_t n = q->geo.block[c].count;
+        uint8_t *hinted = NULL;
+        for (uint32_t i = 0; i < n; i++) {
+            uint64_t w = atomic_load_explicit(block_word(q, c, i), memory_order_acquire);
+            if (w & HELD) {
+                if (!block_needed(q, w, dead)) block_drop(q, me, c, i, w);
+                continue;
+            }
+            if (word_owner(w) != dead) continue;
+            if (!hinted) {
+                hinted = calloc(n / 8 + 1, 1);
+                if (!hinted) return TSQ_NO_MEMORY;
+                ring_mark_hinted(q, RING_BLOCK + c, hinted, n);
+            }
+            uint64_t now = free_word(me);
+            if (!((hinted[i / 8] >> (i % 8)) & 1)) (void)ring_put(q, RING_BLOCK + c, i, 0);
+            atomic_compare_exchange_strong(block_word(q, c, i), &w, now);
+        }
+        free(hinted);
+    }
+    return TSQ_OK;
+}

@@ -1,0 +1,178 @@
+/* Repair after a death, and the slow audit.
+ *
+ * The caller holds the dead participant's lock byte, so its death is proven and nobody else becomes
+ * this participant meanwhile. Everything is CAS on what the dead one left, idempotent, and may be
+ * begun again by the next one if the repairer dies too. Order: its marks as a sleeper go first (a wake
+ * that is given to the dead is lost), then its slots, then blocks that outlived their message.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "layout.h"
+
+typedef struct {
+    tsq *q;
+    uint32_t dead, me;
+    uint64_t cause, now_ns;
+    int explained;
+    uint8_t *lane, *freed, *done;
+    tsq_repair *list;
+    uint32_t n;
+    uint64_t *wake;
+} repair;
+
+static int hinted(const uint8_t *set, uint32_t i) { return (set[i / 8] >> (i % 8)) & 1; }
+
+static int change(repair *r, uint32_t i, uint64_t from, uint64_t to) {
+    return atomic_compare_exchange_strong(&slot_at(r->q, i)->word, &from, to);
+}
+
+static void note(repair *r, uint32_t i, uint32_t kind, uint64_t word) {
+    tsq_repair item = {.slot = i, .kind = kind, .word = word};
+    r->list[r->n++] = item;
+}
+
+static void redeliver(repair *r, uint32_t i, uint64_t w, unsigned attempt) {
+    uint64_t to = tsq_word(TSQ_READY, r->me, attempt, tsq_gen_of(w));
+    if (!change(r, i, w, to)) return;
+    (void)ring_put(r->q, RING_LANE, i, tsq_gen_of(w));
+    note(r, i, TSQ_REDELIVERED, to);
+}
+
+/* Ends a message without a result of its own: the reference says why, the death record by what. */
+static void conclude(repair *r, uint32_t i, uint64_t w, unsigned state, uint32_t where) {
+    slot *s = slot_at(r->q, i);
+    uint64_t to = tsq_word(state, r->me, tsq_attempt_of(w), tsq_gen_of(w));
+    uint64_t old = atomic_load_explicit(&s->ref, memory_order_acquire);
+    atomic_store_explicit(&s->death, r->cause, memory_order_release);
+    atomic_store_explicit(&s->done_ns, r->now_ns, memory_order_release);
+    atomic_store_explicit(&s->ref, ref_make(tsq_attempt_of(w), tsq_gen_of(w), where), memory_order_release);
+    if (!change(r, i, w, to)) return;
+    if (ref_gen(old) == (uint32_t)tsq_gen_of(w)) result_drop(r->q, r->me, i, old);
+    notify_watchers(r->q, i, r->wake);
+    (void)ring_put(r->q, state == TSQ_DEAD ? RING_DEAD : RING_DONE, i, tsq_gen_of(w));
+    note(r, i, state == TSQ_DEAD ? TSQ_DEAD_LETTERED : TSQ_RESULT_LOST, to);
+}
+
+static void repair_running(repair *r, uint32_t i, uint64_t w) {
+    slot *s = slot_at(r->q, i);
+    unsigned attempt = tsq_attempt_of(w);
+    uint32_t limit = atomic_load_explicit(&s->max_deliveries, memory_order_relaxed);
+    if (!limit) limit = atomic_load_explicit(tsq_max_deliveries(r->q), memory_order_relaxed);
+    if (r->explained) redeliver(r, i, w, attempt ? attempt - 1 : 0);
+    else if (attempt >= limit) conclude(r, i, w, TSQ_DEAD, WHERE_DEATH);
+    else redeliver(r, i, w, attempt);
+}
+
+static void repair_writing(repair *r, uint32_t i, uint64_t w) {
+    uint64_t ref = atomic_load_explicit(&slot_at(r->q, i)->ref, memory_order_acquire);
+    /* It died while it took over a slot whose outcome was to be forgotten. */
+    if (ref_gen(ref) != (uint32_t)tsq_gen_of(w)) result_drop(r->q, r->me, i, ref);
+    if (change(r, i, w, tsq_word(TSQ_FREE, r->me, 0, tsq_gen_of(w)))) (void)ring_put(r->q, RING_FREE, i, 0);
+}
+
+static void repair_slot(repair *r, uint32_t i, uint64_t w) {
+    switch (tsq_state_of(w)) {
+    case TSQ_FREE:
+        if (!hinted(r->freed, i)) (void)ring_put(r->q, RING_FREE, i, 0);
+        break;
+    case TSQ_WRITING: repair_writing(r, i, w); break;
+    case TSQ_READY:
+        if (!hinted(r->lane, i)) (void)ring_put(r->q, RING_LANE, i, tsq_gen_of(w));
+        break;
+    case TSQ_DELAYED: break; /* no ring holds it: the custodian finds it by its word */
+    case TSQ_LEASED: redeliver(r, i, w, tsq_attempt_of(w)); break;
+    case TSQ_RUNNING: repair_running(r, i, w); break;
+    case TSQ_ACKED: conclude(r, i, w, TSQ_DONE, WHERE_LOST); break;
+    case TSQ_DONE:
+    case TSQ_DEAD:
+        notify_watchers(r->q, i, r->wake);
+        if (!hinted(r->done, i))
+            (void)ring_put(r->q, tsq_state_of(w) == TSQ_DEAD ? RING_DEAD : RING_DONE, i, tsq_gen_of(w));
+        break;
+    default: break; /* not a state of this protocol: damaged, left as it is */
+    }
+}
+
+static int allocate(repair *r) {
+    size_t set = r->q->geo.slots / 8 + 1;
+    r->lane = calloc(set, 1);
+    r->freed = calloc(set, 1);
+    r->done = calloc(set, 1);
+    r->list = calloc(r->q->geo.slots, sizeof *r->list);
+    return r->lane && r->freed && r->done && r->list;
+}
+
+int tsq_recover(tsq *q, uint32_t dead, uint32_t me, uint64_t cause, uint64_t now_ns,
+                tsq_repair **repairs, uint32_t *n, uint64_t wake[TSQ_WAKE_WORDS]) {
+    if (!dead || dead >= q->geo.participants) return TSQ_BAD_ARGUMENT;
+    repair r = {.q = q, .dead = dead, .me = me, .cause = cause, .now_ns = now_ns, .wake = wake};
+    r.explained = (int)atomic_load_explicit(&participant_at(q, dead)->explained, memory_order_acquire);
+    int rc = TSQ_NO_MEMORY;
+    *repairs = NULL;
+    *n = 0;
+    if (allocate(&r)) {
+        uint64_t mask = ~(UINT64_C(1) << (dead % 64));
+        atomic_fetch_and(&bitmap(q, q->at.sleeping)[dead / 64], mask);
+        atomic_fetch_and(&bitmap(q, q->at.empty)[dead / 64], mask);
+        ring_mark_hinted(q, RING_LANE, r.lane, q->geo.slots);
+        ring_mark_hinted(q, RING_FREE, r.freed, q->geo.slots);
+        ring_mark_hinted(q, RING_DONE, r.done, q->geo.slots);
+        ring_mark_hinted(q, RING_DEAD, r.done, q->geo.slots);
+        for (uint32_t i = 0; i < q->geo.slots; i++) {
+            uint64_t w = atomic_load(&slot_at(q, i)->word);
+            if (tsq_owner_of(w) == dead) repair_slot(&r, i, w);
+        }
+        dead_letters_trim(q, me);
+        rc = blocks_sweep(q, dead, me);
+        *repairs = r.list;
+        *n = r.n;
+        r.list = NULL;
+        /* A wake that the dead one had promised, or had been given, is passed on to everybody. */
+        for (uint32_t p = 1; p < q->geo.participants; p++)
+            if (p != dead && participant_live(q, p)) wake[p / 64] |= UINT64_C(1) << (p % 64);
+    }
+    free(r.lane);
+    free(r.freed);
+    free(r.done);
+    free(r.list);
+    return rc;
+}
+
+int tsq_audit(tsq *q, uint32_t me, uint64_t now_ns, uint64_t result_ttl_ns, uint64_t dead_ttl_ns,
+              uint32_t *expired, uint32_t *rehinted) {
+    uint8_t *lane = calloc(q->geo.slots / 8 + 1, 1);
+    *expired = *rehinted = 0;
+    if (!lane) return TSQ_NO_MEMORY;
+    ring_mark_hinted(q, RING_LANE, lane, q->geo.slots);
+    for (uint32_t i = 0; i < q->geo.slots; i++) {
+        slot *s = slot_at(q, i);
+        uint64_t w = atomic_load_explicit(&s->word, memory_order_acquire);
+        unsigned state = tsq_state_of(w);
+        if (state == TSQ_READY && !hinted(lane, i)) {
+            /* Its producer was stopped between commit and hint; a second hint does no harm. */
+            if (!ring_put(q, RING_LANE, i, tsq_gen_of(w))) ++*rehinted;
+        } else if (state == TSQ_DONE || state == TSQ_DEAD) {
+            uint64_t since = atomic_load_explicit(&s->done_ns, memory_order_acquire);
+            uint64_t ttl = state == TSQ_DONE ? result_ttl_ns : dead_ttl_ns;
+            if (ttl && now_ns > since && now_ns - since > ttl) *expired += (uint32_t)slot_reclaim(q, me, i, w);
+        }
+    }
+    free(lane);
+    return TSQ_OK;
+}
+
+void tsq_count(const tsq *q, tsq_counts *out) {
+    uint32_t n[16] = {0};
+    for (uint32_t i = 0; i < q->geo.slots; i++)
+        n[tsq_state_of(atomic_load_explicit(&slot_at(q, i)->word, memory_order_relaxed))]++;
+    out->free = n[TSQ_FREE];
+    out->writing = n[TSQ_WRITING];
+    out->ready = n[TSQ_READY];
+    out->delayed = n[TSQ_DELAYED];
+    out->leased = n[TSQ_LEASED];
+    out->running = n[TSQ_RUNNING];
+    out->acked = n[TSQ_ACKED];
+    out->done = n[TSQ_DONE];
+    out->dead = n[TSQ_DEAD];
+}

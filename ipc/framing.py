@@ -1,0 +1,74 @@
+"""Messages between supervisor, zygote and workers: one JSON object per line over a socket pair.
+
+Lines, so that a person can read a trace of them; JSON, because both ends may be of different
+versions during a reload and unknown keys are harmless. A descriptor travels beside the line that
+speaks of it (SCM_RIGHTS); Linux never merges two sends into one receive across a descriptor, so
+descriptors arrive in the order of their lines.
+"""
+
+import json
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+MAX_LINE = 1 << 20
+"""Bytes of one message: a traceback fits, a runaway sender does not eat the memory."""
+
+
+class FramingError(ValueError):
+    """What came over the socket is not a line with one JSON object."""
+
+
+def encode(message: Mapping[str, Any]) -> bytes:
+    """One line, ready to be sent. JSON escapes line breaks, so a message never contains one."""
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+class LineDecoder:
+    """Puts the pieces that a stream socket returns back together into messages."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    @property
+    def incomplete(self) -> bool:
+        """Part of a message has come; an end of the stream now means that its sender died."""
+        return bool(self._rest)
+
+    def feed(self, data: bytes) -> list[dict[str, Any]]:
+        """The messages that are complete with this piece. Raises FramingError."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > MAX_LINE:
+            raise FramingError(f"a message of more than {MAX_LINE} bytes has no end")
+        return [_decode(line) for line in lines]
+
+
+def _decode(line: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(line)
+    except ValueError as error:
+        raise FramingError(f"not a JSON object: {line[:80]!r} ({error})") from None
+    if not isinstance(message, dict):
+        raise FramingError(f"not a JSON object: {line[:80]!r}")
+    return message
+
+
+def send(sock: socket.socket, message: Mapping[str, Any]) -> None:
+    """Sends one message over a blocking socket."""
+    sock.sendall(encode(message))
+
+
+def send_with_fd(sock: socket.socket, message: Mapping[str, Any], fd: int) -> None:
+    """Sends one message and a copy of a descriptor beside it, over a blocking socket."""
+    data = encode(message)
+    sent = socket.send_fds(sock, [data], [fd])
+    sock.sendall(data[sent:])
+
+
+def receive(sock: socket.socket, size: int = 65536) -> tuple[bytes, list[int]]:
+    """What has come: bytes for a `LineDecoder` (none: the other end has closed) and descriptors.
+
+    The descriptors are close-on-exec and the caller's to close.
+    """
+    data, fds, _, _ = socket.recv_fds(sock, size, 4, socket.MSG_CMSG_CLOEXEC)
+    return data, list(fds)

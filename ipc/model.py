@@ -1,0 +1,174 @@
+"""The queue's data as others see it: geometry, roles, outcomes, counts.
+
+Plain values without behaviour towards the segment, so that the supervisor, the broker and tests can
+handle them without attaching to anything.
+"""
+
+from __future__ import annotations
+
+import enum
+import signal as signals
+from dataclasses import dataclass
+
+
+class Role(enum.IntEnum):
+    """What a participant is, for people and for the choice of the custodian."""
+
+    CLIENT = 1
+    WORKER = 2
+    SUPERVISOR = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Size of a queue; fixed when its segment is created. The default takes 43 MB.
+
+    Attributes:
+        slots: messages and kept results together, a power of two, 64 … 262,144.
+        inline_size: bytes of id and payload that fit into a slot, a multiple of 64.
+        participants: processes (more exactly: open queues) at a time, a multiple of 64.
+        blocks: (bytes, count) of each class of payload blocks, ascending; counts are powers of two.
+    """
+
+    slots: int = 16_384
+    inline_size: int = 384
+    participants: int = 512
+    blocks: tuple[tuple[int, int], ...] = ((1_024, 16_384), (16_384, 1_024))
+
+    def as_tuple(self) -> tuple[int, int, int, tuple[tuple[int, int], ...]]:
+        return self.slots, self.inline_size, self.participants, self.blocks
+
+
+class OutcomeKind(enum.Enum):
+    """How a message ended."""
+
+    RESULT = 0
+    NO_RESULT = 1
+    """It ended without a result; the same id may come again (a retry)."""
+    WORKER_LOST = 2
+    """Its worker died after the acknowledgement, before the result."""
+    DEAD = 3
+    """It is kept as a dead letter."""
+
+
+class DeadReason(enum.IntEnum):
+    """Why a message became a dead letter."""
+
+    UNPARSABLE = 1
+    UNKNOWN_TASK = 2
+    MAX_DELIVERIES = 3
+    DAMAGED = 4
+
+
+_UNKNOWN, _SIGNAL, _EXIT = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class DeathCause:
+    """How a worker died, as far as its parent could see.
+
+    Attributes:
+        pid: its process id, 0 when unknown.
+        worker: its worker slot under the supervisor, None outside one.
+        signal: number of the signal that killed it.
+        exit_code: its exit status when it was not killed.
+    """
+
+    pid: int = 0
+    worker: int | None = None
+    signal: int | None = None
+    exit_code: int | None = None
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            try:
+                return f"killed by {signals.Signals(self.signal).name}"
+            except ValueError:
+                return f"killed by signal {self.signal}"
+        if self.exit_code is not None:
+            return f"exited with status {self.exit_code}"
+        return "died"
+
+    def packed(self) -> int:
+        """The death record of the protocol: cause:8 | value:8 | worker slot + 1:16 | pid:32."""
+        kind, value = _UNKNOWN, 0
+        if self.signal is not None:
+            kind, value = _SIGNAL, self.signal
+        elif self.exit_code is not None:
+            kind, value = _EXIT, self.exit_code
+        tag = 0 if self.worker is None else self.worker + 1
+        return kind << 56 | (value & 0xFF) << 48 | (tag & 0xFFFF) << 32 | self.pid & 0xFFFFFFFF
+
+    @classmethod
+    def unpacked(cls, record: int) -> DeathCause:
+        kind, value, tag = record >> 56, record >> 48 & 0xFF, record >> 32 & 0xFFFF
+        return cls(
+            pid=record & 0xFFFFFFFF,
+            worker=tag - 1 if tag else None,
+            signal=value if kind == _SIGNAL else None,
+            exit_code=value if kind == _EXIT else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a message ended.
+
+    Attributes:
+        data: the result's bytes, empty unless kind is RESULT.
+        attempts: how often it was started.
+        detail: why it is a dead letter, in words.
+        cause: the death that ended it (WORKER_LOST, or DEAD for MAX_DELIVERIES).
+    """
+
+    task_id: str
+    kind: OutcomeKind
+    data: bytes = b""
+    attempts: int = 0
+    dead_reason: DeadReason | None = None
+    detail: str = ""
+    cause: DeathCause | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Names one message: the slot it lies in and the slot's generation."""
+
+    slot: int
+    generation: int
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """Messages by state. `running` includes those acknowledged before their result was saved."""
+
+    ready: int
+    leased: int
+    running: int
+    delayed: int
+    dead: int
+    done: int
+    free: int
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Participant:
+    """One open queue of one process."""
+
+    index: int
+    role: int
+    pid: int
+    guardian: int
+    tag: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Burial:
+    """What became of the messages that a dead participant held: task ids."""
+
+    redelivered: tuple[str, ...] = ()
+    dead: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
