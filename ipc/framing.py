@@ -8,11 +8,14 @@ descriptors arrive in the order of their lines.
 
 import json
 import socket
+from array import array
 from collections.abc import Mapping
 from typing import Any
 
 MAX_LINE = 1 << 20
 """Bytes of one message: a traceback fits, a runaway sender does not eat the memory."""
+
+_MAX_FDS = 4
 
 
 class FramingError(ValueError):
@@ -70,5 +73,11 @@ def receive(sock: socket.socket, size: int = 65536) -> tuple[bytes, list[int]]:
 
     The descriptors are close-on-exec and the caller's to close.
     """
-    data, fds, _, _ = socket.recv_fds(sock, size, 4, socket.MSG_CMSG_CLOEXEC)
-    return data, list(fds)
+    # Not socket.recv_fds(), which ignores its flags.
+    space = socket.CMSG_SPACE(_MAX_FDS * array("i").itemsize)
+    data, ancillary, _, _ = sock.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)
+    fds = array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return data, fds.tolist()

@@ -127,6 +127,9 @@ uint64_t extent_max(const tsq *q);
 void copy_in(tsq_au64 *dst, const void *src, uint64_t len);
 void copy_out(void *dst, const tsq_au64 *src, uint64_t len);
 
+/* evict.c: 1 if an outcome was forgotten, 0 if there is none to forget */
+int make_room(tsq *q, uint32_t me);
+
 /* outcome.c */
 void notify_watchers(tsq *q, uint32_t slot_index, uint64_t wake[TSQ_WAKE_WORDS]);
 void result_drop(tsq *q, uint32_t me, uint32_t slot_index, uint64_t ref);

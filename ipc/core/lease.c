@@ -39,22 +39,24 @@ int tsq_read_request(tsq *q, const tsq_lease *lease, char *id, uint32_t *id_len,
                      uint64_t room, uint64_t *len) {
     if (lease->slot >= q->geo.slots) return TSQ_BAD_ARGUMENT;
     slot *s = slot_at(q, lease->slot);
-    uint32_t n = atomic_load_explicit(&s->id_len, memory_order_relaxed);
-    uint32_t first = atomic_load_explicit(&s->extent, memory_order_relaxed);
-    uint64_t size = atomic_load_explicit(&s->len, memory_order_relaxed);
+    uint32_t n = atomic_load_explicit(&s->id_len, memory_order_acquire);
+    uint32_t first = atomic_load_explicit(&s->extent, memory_order_acquire);
+    uint64_t size = atomic_load_explicit(&s->len, memory_order_acquire);
     uint64_t padded = (n + 7u) & ~UINT64_C(7);
-    if (n > TSQ_MAX_ID || size > extent_max(q) + q->geo.inline_size) return TSQ_GONE;
-    *len = size;
-    if (size > room) return TSQ_TOO_LARGE;
-    copy_out(id, s->data, n);
-    *id_len = n;
-    if (first) {
-        if (extent_read(q, first - 1, size, payload)) return TSQ_GONE;
-    } else {
-        if (padded + size > q->geo.inline_size) return TSQ_GONE;
-        copy_out(payload, s->data + padded / 8, size);
+    int damaged = n > TSQ_MAX_ID || size > extent_max(q) + q->geo.inline_size ||
+                  (!first && padded + size > q->geo.inline_size);
+    if (!damaged) {
+        *len = size;
+        if (size > room) return TSQ_TOO_LARGE;
+        copy_out(id, s->data, n);
+        *id_len = n;
+        if (first) damaged = extent_read(q, first - 1, size, payload) != TSQ_OK;
+        else copy_out(payload, s->data + padded / 8, size);
     }
-    return atomic_load_explicit(&s->word, memory_order_acquire) == lease->word ? TSQ_OK : TSQ_FENCED;
+    /* Contents that do not fit together are damage only while the lease is held; else the slot is
+     * being used again. */
+    if (atomic_load_explicit(&s->word, memory_order_acquire) != lease->word) return TSQ_FENCED;
+    return damaged ? TSQ_GONE : TSQ_OK;
 }
 
 int tsq_start(tsq *q, tsq_lease *lease) {
@@ -120,7 +122,9 @@ static int write_result(tsq *q, uint32_t me, const tsq_lease *lease, const void 
                 .attempt = tsq_attempt_of(lease->word),
                 .gen = tsq_gen_of(lease->word)};
     uint32_t first;
-    int rc = extent_write(q, &h, data, len, &first);
+    int rc;
+    while ((rc = extent_write(q, &h, data, len, &first)) == TSQ_FULL)
+        if (!make_room(q, me)) return TSQ_FULL;
     if (!rc) *where = first + 1;
     return rc;
 }

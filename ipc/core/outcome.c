@@ -148,9 +148,10 @@ void dead_letters_trim(tsq *q, uint32_t me) {
     uint64_t pos;
     uint32_t i, gen12;
     while (ring_hints(q, RING_DEAD) > q->geo.slots / 8 && ring_peek(q, RING_DEAD, &pos, &i, &gen12)) {
+        if (i < q->geo.slots) {
+            uint64_t w = atomic_load_explicit(&slot_at(q, i)->word, memory_order_acquire);
+            if (tsq_state_of(w) == TSQ_DEAD && (tsq_gen_of(w) & 0xfffu) == gen12) (void)slot_reclaim(q, me, i, w);
+        }
         ring_advance(q, RING_DEAD, pos);
-        if (i >= q->geo.slots) continue;
-        uint64_t w = atomic_load_explicit(&slot_at(q, i)->word, memory_order_acquire);
-        if (tsq_state_of(w) == TSQ_DEAD && (tsq_gen_of(w) & 0xfffu) == gen12) (void)slot_reclaim(q, me, i, w);
     }
 }

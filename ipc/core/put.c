@@ -27,40 +27,6 @@ static int take_free(tsq *q, uint32_t me, uint32_t *index, uint64_t *word) {
     return TSQ_FULL;
 }
 
-/* Somebody alive waits for this outcome and nobody has read it. */
-static int awaited(tsq *q, const slot *s, uint64_t w) {
-    if (atomic_load_explicit(&s->read_gen, memory_order_acquire) == (uint32_t)tsq_gen_of(w) + 1) return 0;
-    uint64_t watch = atomic_load(&s->watch);
-    if (!watch) return 0;
-    for (uint32_t p = 1; p < q->geo.participants; p++)
-        if ((watch >> (p % 64)) & 1 && participant_live(q, p)) return 1;
-    return 0;
-}
-
-/* Frees the oldest outcome of the ring by moving it to the free ring. Awaited ones go to the end of
- * the ring. 1: freed one. */
-static int evict_from(tsq *q, uint32_t me, unsigned r) {
-    uint64_t pos;
-    uint32_t i, gen12;
-    /* Bounded: a ring full of awaited outcomes must not keep the producer here. */
-    for (uint32_t tries = ring_hints(q, r); tries && ring_peek(q, r, &pos, &i, &gen12); tries--) {
-        ring_advance(q, r, pos);
-        if (i >= q->geo.slots) continue;
-        slot *s = slot_at(q, i);
-        uint64_t w = atomic_load_explicit(&s->word, memory_order_acquire);
-        if (tsq_state_of(w) != TSQ_DONE || (tsq_gen_of(w) & 0xfffu) != gen12) continue;
-        if (r == RING_DONE && awaited(q, s, w)) {
-            (void)ring_put(q, r, i, tsq_gen_of(w));
-            continue;
-        }
-        if (slot_reclaim(q, me, i, w)) return 1;
-    }
-    return 0;
-}
-
-/* Makes room by forgetting an outcome: those already read first, then the oldest. */
-static int evict(tsq *q, uint32_t me) { return evict_from(q, me, RING_READ) || evict_from(q, me, RING_DONE); }
-
 static void give_up(tsq *q, uint32_t me, uint32_t i, uint64_t word) {
     uint64_t w = word;
     if (atomic_compare_exchange_strong(&slot_at(q, i)->word, &w, tsq_word(TSQ_FREE, me, 0, tsq_gen_of(word))))
@@ -81,7 +47,7 @@ static int write_payload(tsq *q, uint32_t me, uint32_t i, uint64_t word, const t
         holder h = {.owner = me, .role = ROLE_REQUEST, .slot = i, .attempt = 0, .gen = tsq_gen_of(word)};
         int rc;
         while ((rc = extent_write(q, &h, m->payload, m->len, &first)) == TSQ_FULL)
-            if (!evict(q, me)) return TSQ_FULL;
+            if (!make_room(q, me)) return TSQ_FULL;
         if (rc) return rc;
         first += 1;
     }
@@ -97,7 +63,7 @@ int tsq_put(tsq *q, uint32_t me, const tsq_message *m, tsq_lease *out, uint32_t 
     if (((m->id_len + 7u) & ~UINT64_C(7)) + m->len > q->geo.inline_size && m->len > extent_max(q))
         return TSQ_TOO_LARGE;
     while (take_free(q, me, &i, &w))
-        if (!evict(q, me)) return TSQ_FULL;
+        if (!make_room(q, me)) return TSQ_FULL;
     slot *s = slot_at(q, i);
     atomic_store_explicit(&s->ref, ref_make(0, tsq_gen_of(w), WHERE_NONE), memory_order_relaxed);
     atomic_store_explicit(&s->watch, 0, memory_order_relaxed);
