@@ -1,0 +1,45 @@
+"""The taskiq broker over the shared-memory queue, its result backend, what users see of them."""
+
+from taskiq_supervise.broker.errors import (
+    BrokerNotStartedError,
+    DeadLetterError,
+    ForeignResultError,
+    GivenBackError,
+    MessageTooLargeError,
+    QueueFullError,
+    QueueNotStartedError,
+    ResultExpiredError,
+    ResultNotReadyError,
+    ResultTooLargeError,
+    UnserializableResultError,
+    UnsuitableBrokerError,
+    WorkerLostError,
+)
+from taskiq_supervise.broker.formatter import FrameFormatter
+from taskiq_supervise.broker.results import SharedMemoryResultBackend
+from taskiq_supervise.broker.rule import broadcast_reason, check_suitable
+from taskiq_supervise.broker.shared_memory import SharedMemoryBroker
+from taskiq_supervise.broker.task import SharedMemoryTask, wait_result
+
+__all__ = [
+    "BrokerNotStartedError",
+    "DeadLetterError",
+    "ForeignResultError",
+    "FrameFormatter",
+    "GivenBackError",
+    "MessageTooLargeError",
+    "QueueFullError",
+    "QueueNotStartedError",
+    "ResultExpiredError",
+    "ResultNotReadyError",
+    "ResultTooLargeError",
+    "SharedMemoryBroker",
+    "SharedMemoryResultBackend",
+    "SharedMemoryTask",
+    "UnserializableResultError",
+    "UnsuitableBrokerError",
+    "WorkerLostError",
+    "broadcast_reason",
+    "check_suitable",
+    "wait_result",
+]

@@ -1,0 +1,162 @@
+"""One message that this process has taken from the queue, until it has ended.
+
+taskiq speaks of acknowledging a message and of saving its result as two things, done by two objects
+that do not know each other. In the queue both are one step on one lease. A delivery is what joins
+them: the receiver acknowledges it, the result backend completes it, whichever order the
+acknowledgement type asks for.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextvars import ContextVar
+
+from taskiq_supervise.ipc import DeadReason, Lease, LeaseLost, QueueFull
+
+logger = logging.getLogger("taskiq_supervise.broker")
+
+# A result that finds no room waits for older ones to be read or to expire, this long.
+ROOM_PATIENCE = 10.0
+_FIRST_PAUSE = 0.001
+_LONGEST_PAUSE = 0.1
+
+current_delivery: "ContextVar[Delivery | None]" = ContextVar("current_delivery", default=None)
+"""The delivery whose task the running code belongs to; threads of sync tasks inherit it."""
+
+
+class Delivery:
+    """A lease on its way through taskiq. Everything is called from the event loop's thread."""
+
+    __slots__ = (
+        "_on_change",
+        "_on_end",
+        "acked",
+        "ended",
+        "finished",
+        "given_back",
+        "keep",
+        "kept_back",
+        "lease",
+        "manual",
+        "started",
+        "waiting",
+    )
+
+    def __init__(
+        self, lease: Lease, on_end: "Callable[[Delivery], None]", on_change: Callable[[], None]
+    ) -> None:
+        self.lease = lease
+        self.started = False
+        self.acked = False
+        self.ended = False
+        """The lease is over: completed, finished, released, put aside, or lost."""
+        self.finished = False
+        """No code of the task runs any more."""
+        self.given_back = False
+        """It is to be run again elsewhere; what its code still does must not get out."""
+        self.manual = False
+        """Its task acknowledges by itself, and until then has no result."""
+        self.kept_back: bytes | None = None
+        self.keep = True
+        """Those who wait look here for the result, and have to be told when there is none."""
+        self.waiting = 0
+        """Its task waits for so many results of other tasks."""
+        self._on_end = on_end
+        self._on_change = on_change
+
+    @property
+    def task_id(self) -> str:
+        return self.lease.task_id
+
+    def start(self) -> int:
+        """Counts the start; returns which one it is. Raises LeaseLost."""
+        attempt = self.lease.start()
+        self.started = True
+        return attempt
+
+    async def ack(self) -> None:
+        """From now on the message never runs again, whatever happens to this process."""
+        if self.acked or self.ended:
+            return
+        self.lease.ack()
+        self.acked = True
+        if self.kept_back is not None:
+            await self.complete(self.kept_back)
+        elif self.finished:
+            self.finish()
+
+    async def complete(self, result: bytes) -> None:
+        """Result and acknowledgement in one step.
+
+        Raises PayloadTooLarge; QueueFull when no room was found in `ROOM_PATIENCE` seconds.
+        """
+        if self.manual and not self.acked:
+            self.kept_back = result
+            return
+        if self.ended:
+            return
+        pause = _FIRST_PAUSE
+        deadline = asyncio.get_running_loop().time() + ROOM_PATIENCE
+        while True:
+            try:
+                self.lease.complete(result)
+            except QueueFull:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            except LeaseLost as error:
+                logger.warning("The result of task %s is dropped: %s", self.task_id, error)
+                self._end()
+                return
+            else:
+                self._end()
+                return
+
+    def finish(self) -> None:
+        """Acknowledged, without a result here: the same id may come again, or has it elsewhere."""
+        if self.ended:
+            return
+        try:
+            self.lease.finish(keep=self.keep)
+        except LeaseLost as error:
+            logger.warning("The end of task %s is dropped: %s", self.task_id, error)
+        self._end()
+
+    def release(self) -> None:
+        """Given back to the queue, the start not counted."""
+        if self.ended:
+            return
+        try:
+            self.lease.release()
+        except LeaseLost as error:
+            logger.warning("Task %s is not given back: %s", self.task_id, error)
+        self._end()
+
+    def dead_letter(self, reason: DeadReason, detail: str) -> None:
+        """Put aside; those who wait get an error that says why."""
+        if self.ended:
+            return
+        try:
+            self.lease.dead_letter(reason, detail)
+        except LeaseLost as error:
+            logger.warning("Task %s is not put aside: %s", self.task_id, error)
+        self._end()
+
+    def lost(self, error: LeaseLost) -> None:
+        """Somebody else has it; nothing that is done here counts any more."""
+        logger.warning("Task %s is not ours any more: %s", self.task_id, error)
+        if not self.ended:
+            self._end()
+
+    def begin_wait(self) -> None:
+        self.waiting += 1
+        self._on_change()
+
+    def end_wait(self) -> None:
+        self.waiting -= 1
+        self._on_change()
+
+    def _end(self) -> None:
+        self.ended = True
+        self._on_end(self)

@@ -1,0 +1,66 @@
+"""Progress of running tasks: one small file per task beside the queue.
+
+It is said often, read seldom and worth nothing after the task, so it has no place in the segment,
+whose memory is for messages and results. Replaced by rename, so that a reader sees the old or the
+new and never half of it; on a file system in memory that costs some tens of microseconds.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import to_json
+from taskiq.depends.progress_tracker import TaskProgress
+
+
+class ProgressFolder:
+    """The progress files of one queue, as one process sees them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._written: set[str] = set()
+
+    def set(self, task_id: str, progress: TaskProgress[Any]) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._path(task_id)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        state = getattr(progress.state, "value", progress.state)
+        values = {"task_id": task_id, "state": state, "meta": progress.meta}
+        temporary.write_bytes(to_json(values))
+        temporary.replace(path)
+        self._written.add(task_id)
+
+    def get(self, task_id: str) -> TaskProgress[Any] | None:
+        try:
+            values = json.loads(self._path(task_id).read_bytes())
+        except FileNotFoundError:
+            return None
+        return TaskProgress(state=values["state"], meta=values["meta"])
+
+    def remove(self, task_id: str, *, of_others: bool) -> None:
+        """of_others: another process may have written it. Else there is nothing to look for."""
+        if task_id not in self._written and not of_others:
+            return
+        self._written.discard(task_id)
+        with contextlib.suppress(FileNotFoundError):
+            self._path(task_id).unlink()
+
+    def sweep(self, is_over: Callable[[str], bool]) -> None:
+        """Removes what workers left that died with their task."""
+        if not self._folder.is_dir():
+            return
+        for path in self._folder.iterdir():
+            if path.suffix:  # about to be renamed by its writer
+                continue
+            try:
+                if is_over(json.loads(path.read_bytes())["task_id"]):
+                    path.unlink()
+            except FileNotFoundError:  # another process was faster
+                continue
+
+    def _path(self, task_id: str) -> Path:
+        return self._folder / hashlib.sha256(task_id.encode()).hexdigest()[:32]

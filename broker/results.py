@@ -1,0 +1,164 @@
+"""The result backend of SharedMemoryBroker: results live in the slots of the tasks themselves.
+
+Saving a result is the acknowledgement of its message: one atomic step, so there is no moment in
+which a task is acknowledged without a result, or has one and runs again. Waiting is woken, not
+polled.
+"""
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from taskiq.abc.result_backend import AsyncResultBackend
+from taskiq.depends.progress_tracker import TaskProgress
+from taskiq.exceptions import TaskiqResultTimeoutError
+from taskiq.result import TaskiqResult
+
+from taskiq_supervise.broker import outcomes
+from taskiq_supervise.broker.delivery import Delivery, current_delivery
+from taskiq_supervise.broker.errors import (
+    ForeignResultError,
+    QueueNotStartedError,
+    ResultExpiredError,
+    ResultNotReadyError,
+    ResultTooLargeError,
+    UnsuitableBrokerError,
+)
+from taskiq_supervise.broker.rule import class_name
+from taskiq_supervise.ipc import (
+    Outcome,
+    OutcomeKind,
+    PayloadTooLarge,
+    QueueFull,
+    Ticket,
+    UnknownTask,
+)
+
+if TYPE_CHECKING:
+    from taskiq_supervise.broker.attachment import Attachment
+    from taskiq_supervise.broker.shared_memory import SharedMemoryBroker
+
+_ReturnType = TypeVar("_ReturnType")
+
+logger = logging.getLogger("taskiq_supervise.broker")
+
+
+class SharedMemoryResultBackend(AsyncResultBackend[_ReturnType]):
+    """What SharedMemoryBroker uses unless it is given another; of no use with other brokers."""
+
+    def __init__(self) -> None:
+        self._broker: SharedMemoryBroker | None = None
+
+    def bind(self, broker: "SharedMemoryBroker") -> None:
+        """Makes the queue of this broker the home of the results. The broker calls it."""
+        if self._broker is not None and self._broker is not broker:
+            raise UnsuitableBrokerError(
+                broker=class_name(broker),
+                reason="this SharedMemoryResultBackend belongs to another broker already",
+            )
+        self._broker = broker
+
+    @property
+    def broker(self) -> "SharedMemoryBroker":
+        """Raises UnsuitableBrokerError unless it was given to a SharedMemoryBroker."""
+        if self._broker is None:
+            raise UnsuitableBrokerError(
+                broker="this broker",
+                reason="SharedMemoryResultBackend keeps results in the slots of a shared-memory "
+                "queue and works with SharedMemoryBroker only; choose another result backend",
+            )
+        return self._broker
+
+    def belongs_to(self, broker: object) -> bool:
+        return self._broker is broker
+
+    async def startup(self) -> None:
+        _ = self.broker
+
+    async def set_result(self, task_id: str, result: TaskiqResult[_ReturnType]) -> None:
+        """Ends the task that this process holds under this id, unless it acknowledges by itself.
+
+        Raises ForeignResultError when this process holds no such task.
+        """
+        attachment = await self._attachment()
+        delivery = _delivery_of(task_id, attachment)
+        data = outcomes.encode(task_id, result, self.broker.serializer)
+        try:
+            await delivery.complete(data)
+        except (PayloadTooLarge, QueueFull) as error:
+            too_large = ResultTooLargeError(task_id=task_id, size=len(data), reason=str(error))
+            logger.error("%s", too_large)
+            failed = outcomes.error_result(too_large)
+            await delivery.complete(outcomes.encode(task_id, failed, self.broker.serializer))
+        attachment.progress.remove(task_id, of_others=delivery.lease.attempt > 1)
+
+    async def is_result_ready(self, task_id: str) -> bool:
+        """An instant answer. Raises ResultExpiredError for an id that is nowhere in the queue."""
+        outcome = await self.outcome(task_id)
+        return outcome is not None and outcome.kind is not OutcomeKind.NO_RESULT
+
+    async def get_result(self, task_id: str, with_logs: bool = False) -> TaskiqResult[_ReturnType]:
+        """The result, from any process. Raises ResultNotReadyError or ResultExpiredError."""
+        outcome = await self.outcome(task_id)
+        if outcome is None or outcome.kind is OutcomeKind.NO_RESULT:
+            raise ResultNotReadyError(task_id=task_id)
+        return outcomes.decode(outcome, None, self.broker.serializer)
+
+    async def wait(
+        self, target: str | Ticket, timeout: float | None = None, task_name: str | None = None
+    ) -> TaskiqResult[_ReturnType]:
+        """The result as soon as it is there; a wake-up, not a poll.
+
+        target: a task id, or what the queue returned for the message (saves the search for the id).
+        timeout: seconds; None, 0 and less mean without end.
+        Raises TaskiqResultTimeoutError or ResultExpiredError.
+        """
+        attachment = await self._attachment()
+        waiter = current_delivery.get()
+        if waiter is not None:
+            waiter.begin_wait()
+        try:
+            outcome = await attachment.queue.wait(
+                target, timeout if timeout and timeout > 0 else None
+            )
+        except (TimeoutError, asyncio.TimeoutError):
+            raise TaskiqResultTimeoutError(timeout=timeout) from None
+        except UnknownTask:
+            task_id = target if isinstance(target, str) else target.task_id
+            raise ResultExpiredError(task_id=task_id, queue=self.broker.name) from None
+        finally:
+            if waiter is not None:
+                waiter.end_wait()
+        return outcomes.decode(outcome, task_name, self.broker.serializer)
+
+    async def outcome(self, task_id: str) -> Outcome | None:
+        """How the task ended, None if it has not. Raises ResultExpiredError for an unknown id."""
+        try:
+            return (await self._attachment()).queue.queue.outcome(task_id)
+        except UnknownTask:
+            raise ResultExpiredError(task_id=task_id, queue=self.broker.name) from None
+
+    async def set_progress(self, task_id: str, progress: TaskProgress[Any]) -> None:
+        (await self._attachment()).progress.set(task_id, progress)
+
+    async def get_progress(self, task_id: str) -> TaskProgress[Any] | None:
+        """The progress of a task that runs; None before it said any, and after its end."""
+        return (await self._attachment()).progress.get(task_id)
+
+    async def _attachment(self) -> "Attachment":
+        broker = self.broker
+        attachment = await broker.attached()
+        if attachment is None:
+            raise QueueNotStartedError(queue=broker.name, reason=broker.why_not_started())
+        return attachment
+
+
+def _delivery_of(task_id: str, attachment: "Attachment") -> Delivery:
+    delivery = current_delivery.get()
+    if delivery is not None and delivery.task_id == task_id:
+        return delivery
+    # A receiver of taskiq's own: the message was taken by `listen()`.
+    delivery = attachment.held_as(task_id)
+    if delivery is None:
+        raise ForeignResultError(task_id=task_id)
+    return delivery

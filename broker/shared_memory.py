@@ -1,0 +1,251 @@
+"""SharedMemoryBroker: a taskiq broker whose queue is shared memory, and which needs no server.
+
+The constructor opens nothing, so a broker may be made at import, before a fork, and be pickled. It
+attaches to its queue in `startup()`. A child of a fork has nothing of its parent's and attaches for
+itself when it first uses the broker.
+"""
+
+import os
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taskiq.abc.broker import AsyncBroker
+from taskiq.acks import AckableMessage
+
+from taskiq_supervise.broker import listening
+from taskiq_supervise.broker.attachment import Attachment
+from taskiq_supervise.broker.delivery import Delivery, current_delivery
+from taskiq_supervise.broker.errors import (
+    BrokerNotStartedError,
+    GivenBackError,
+    MessageTooLargeError,
+    QueueFullError,
+)
+from taskiq_supervise.broker.formatter import FrameFormatter
+from taskiq_supervise.broker.results import SharedMemoryResultBackend
+from taskiq_supervise.broker.task import SharedMemoryDecoratedTask
+from taskiq_supervise.ipc import (
+    Geometry,
+    LeaseLost,
+    PayloadTooLarge,
+    QueueFull,
+    Role,
+    TaskQueue,
+    Ticket,
+    default_base_directory,
+)
+from taskiq_supervise.ipc.segment import check_name
+
+if TYPE_CHECKING:
+    import sys
+
+    from taskiq.abc.result_backend import AsyncResultBackend
+    from taskiq.message import BrokerMessage
+
+    if sys.version_info >= (3, 11):
+        from typing import Self
+    else:
+        from typing_extensions import Self
+
+_MAX_DELIVERIES = 255
+
+
+class SharedMemoryBroker(AsyncBroker):
+    """Tasks and results through shared memory, between processes of one user on one machine.
+
+    name: the queue; brokers with the same name and directory share it.
+    directory: where queues live, instead of $TASKIQ_SUPERVISE_QUEUE_DIR or a folder in /dev/shm.
+    capacity: how many tasks fit, waiting, running and with their results; a power of two at least.
+    geometry: everything about the size. Who creates the queue decides; later ones take it as it is.
+    max_deliveries: how often a task is started at most, when its workers die (the label
+        `max_deliveries` says it for one task; 3 unless the supervisor says otherwise).
+    kiq_timeout: seconds that `kiq()` waits for room in a full queue; None: as long as it takes.
+    """
+
+    def __init__(
+        self,
+        name: str = "default",
+        *,
+        directory: str | os.PathLike[str] | None = None,
+        capacity: int | None = None,
+        geometry: Geometry | None = None,
+        max_deliveries: int | None = None,
+        kiq_timeout: float | None = None,
+    ) -> None:
+        super().__init__()
+        if capacity is not None and capacity < 1:
+            raise ValueError(f"capacity is {capacity}, less than 1")
+        self.name = check_name(name)
+        self.directory = Path(directory) if directory is not None else None
+        if capacity is not None:
+            slots = max(64, 1 << (capacity - 1).bit_length())
+            geometry = replace(geometry or Geometry(), slots=slots)
+        self.geometry = geometry
+        self.max_deliveries = 0 if max_deliveries is None else _deliveries(max_deliveries)
+        self.kiq_timeout = kiq_timeout
+        self.guardian = 0
+        """Below a supervisor: its place in the queue. The worker's runtime sets both."""
+        self.worker_slot: int | None = None
+        self.formatter = FrameFormatter(self)
+        self.decorator_class = SharedMemoryDecoratedTask
+        self._attachment: Attachment | None = None
+        self._wanted = False
+        self._newest_ticket: Ticket | None = None
+        self.with_result_backend(SharedMemoryResultBackend())
+
+    @property
+    def base_directory(self) -> Path:
+        """Where its queue is, or would be."""
+        return self.directory if self.directory is not None else default_base_directory()
+
+    @property
+    def keeps_results(self) -> bool:
+        """Results go into the queue: acknowledgement and result are one step."""
+        backend = self.result_backend
+        return isinstance(backend, SharedMemoryResultBackend) and backend.belongs_to(self)
+
+    def with_result_backend(self, result_backend: "AsyncResultBackend[Any]") -> "Self":
+        if isinstance(result_backend, SharedMemoryResultBackend):
+            result_backend.bind(self)
+        return super().with_result_backend(result_backend)
+
+    async def startup(self) -> None:
+        """Attaches to the queue, creating it if need be. A second call does nothing.
+
+        Raises SegmentError when there is a queue of this name that cannot be used.
+        """
+        attachment = self._attachment
+        if self._wanted and attachment is not None and attachment.belongs_here():
+            return
+        self._wanted = True
+        await self._attach()
+        try:
+            await super().startup()
+        except BaseException:
+            await self._detach()
+            raise
+
+    async def shutdown(self) -> None:
+        """taskiq's events first, they may still send tasks; then the queue. May be started anew."""
+        if not self._wanted:
+            return
+        self._wanted = False
+        try:
+            await super().shutdown()
+        finally:
+            await self._detach()
+
+    async def kick(self, message: "BrokerMessage") -> None:
+        """Waits while the queue is full. What it returned for will be run.
+
+        Raises QueueFullError after `kiq_timeout`, MessageTooLargeError, BrokerNotStartedError.
+        """
+        delivery = current_delivery.get()
+        if delivery is not None and delivery.given_back:
+            raise GivenBackError(task_id=delivery.task_id)
+        attachment = await self.attached()
+        if attachment is None:
+            raise BrokerNotStartedError(queue=self.name, reason=self.why_not_started())
+        label = message.labels.get("max_deliveries")
+        try:
+            self._newest_ticket = await attachment.queue.put(
+                message.task_id,
+                message.message,
+                max_deliveries=self.max_deliveries if label is None else _deliveries(label),
+                timeout=self.kiq_timeout,
+            )
+        except QueueFull as error:
+            raise QueueFullError(queue=self.name, timeout=self.kiq_timeout) from error
+        except PayloadTooLarge as error:
+            raise MessageTooLargeError(
+                task=message.task_name, size=len(message.message), reason=str(error)
+            ) from error
+
+    async def listen(self) -> AsyncGenerator[bytes | AckableMessage, None]:
+        """Messages for any receiver of taskiq (`taskiq worker`, `run_receiver_task`).
+
+        It cannot see when a task begins, so a message counts as started when it is handed over.
+        """
+        acknowledged = listening.Acknowledged()
+        try:
+            while True:
+                acknowledged.finish_own()
+                delivery = await self._next_delivery()
+                try:
+                    delivery.start()
+                except LeaseLost as error:
+                    delivery.lost(error)
+                    continue
+                ack = partial(listening.acknowledge, self, delivery, acknowledged)
+                yield AckableMessage(data=delivery.lease.payload, ack=ack)
+        finally:
+            acknowledged.finish_own()
+
+    async def _next_delivery(self) -> Delivery:
+        attachment = await self.attached()
+        if attachment is None:
+            raise BrokerNotStartedError(queue=self.name, reason=self.why_not_started())
+        return attachment.take(await attachment.claim(), keep=self.keeps_results)
+
+    async def attached(self) -> Attachment | None:
+        """The queue for this process and loop; attached anew after a fork, or in a new loop."""
+        attachment = self._attachment
+        if attachment is None or attachment.belongs_here():
+            return attachment
+        if attachment.pid == os.getpid() and not attachment.loop.is_closed():
+            return None
+        await self._attach()
+        return self._attachment
+
+    def why_not_started(self) -> str:
+        if self._attachment is None:
+            return "await broker.startup() first"
+        return "the broker was started on another event loop, which still runs"
+
+    def ticket_of(self, task_id: str) -> Ticket | None:
+        """What the queue returned for the message that was sent last, if it has this id."""
+        ticket = self._newest_ticket
+        return ticket if ticket is not None and ticket.task_id == task_id else None
+
+    async def _attach(self) -> None:
+        previous = self._attachment
+        if previous is not None and previous.pid == os.getpid():
+            self._attachment = None
+            await previous.close()
+        role = Role.WORKER if self.is_worker_process else Role.CLIENT
+        queue = TaskQueue.open(
+            self.name,
+            self.directory,
+            geometry=self.geometry,
+            role=role,
+            guardian=self.guardian,
+            tag=0 if self.worker_slot is None else self.worker_slot + 1,
+        )
+        attachment = Attachment(queue, role)
+        try:
+            await attachment.start()
+        except BaseException:
+            queue.close()
+            raise
+        self._attachment = attachment
+
+    async def _detach(self) -> None:
+        attachment, self._attachment = self._attachment, None
+        if attachment is not None and attachment.pid == os.getpid():
+            await attachment.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_attachment": None, "_wanted": False, "_newest_ticket": None}
+
+
+def _deliveries(value: object) -> int:
+    try:
+        number = int(str(value))
+    except ValueError:
+        number = 0
+    if not 1 <= number <= _MAX_DELIVERIES:
+        raise ValueError(f"max_deliveries is {value!r}, not a number from 1 to {_MAX_DELIVERIES}")
+    return number
