@@ -1,0 +1,85 @@
+"""One run of a task's function, which can be ended without taskiq noticing.
+
+To give a running task back to the queue, its code has to stop, with its `finally` blocks, and
+nothing else may happen. Cancelling it as usual would do the opposite: taskiq's `run_task` catches
+the cancellation like any exception, runs `on_error` (a retry middleware sends the task again),
+saves the cancellation as the result and acknowledges. So the function is wrapped: the wrapper lets
+the cancellation through the user's code, and then never returns. The process ends soon after.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Any, NoReturn
+
+from taskiq_supervise.broker.delivery import Delivery
+
+
+class _Stage(Enum):
+    BEFORE = auto()
+    """Dependencies are being resolved."""
+    INSIDE = auto()
+    AFTER = auto()
+    """Dependencies are being closed, middlewares see the result."""
+
+
+class Execution:
+    """The function to give to `run_task`, and the handle on its run."""
+
+    def __init__(self, target: Callable[..., Any], delivery: Delivery | None) -> None:
+        self._original = target
+        self._delivery = delivery
+        self._stage = _Stage.BEFORE
+        self._given_back: asyncio.Future[None] | None = None
+        self._is_async = inspect.iscoroutinefunction(target)
+        task = asyncio.current_task()
+        assert task is not None, "a coroutine runs in an asyncio task"
+        self.task: asyncio.Task[Any] = task
+
+    @property
+    def target(self) -> Callable[..., Any]:
+        """A sync function stays as it is: in its thread or process, nothing can end it."""
+        return self._run if self._is_async else self._original
+
+    @property
+    def can_give_back(self) -> bool:
+        return self._is_async and self._stage is not _Stage.AFTER and self._given_back is None
+
+    @property
+    def is_ending(self) -> bool:
+        return self._stage is _Stage.AFTER
+
+    def give_back(self) -> "asyncio.Future[None]":
+        """Ends the code of the task; the future is done when its last `finally` block is."""
+        self._given_back = asyncio.get_running_loop().create_future()
+        if self._delivery is not None:
+            self._delivery.given_back = True
+        if self._stage is _Stage.INSIDE:
+            self.task.cancel()
+        else:
+            self._given_back.set_result(None)
+        return self._given_back
+
+    async def _run(self, *args: Any, **kwargs: Any) -> Any:
+        if self._given_back is not None:
+            await _park()
+        self._stage = _Stage.INSIDE
+        try:
+            return await self._original(*args, **kwargs)
+        finally:
+            self._stage = _Stage.AFTER
+            if self._given_back is not None:
+                # A value that the task returned on being cancelled is not what it was asked for.
+                if not self._given_back.done():
+                    self._given_back.set_result(None)
+                await _park()
+
+
+async def _park() -> NoReturn:
+    """Until the process ends."""
+    while True:
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:  # a timeout label, which runs out meanwhile
+            continue

@@ -1,0 +1,53 @@
+"""A worker's link to its supervisor: events go up, orders come down, its end means stop."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from taskiq_supervise.ipc.framing import FramingError, LineDecoder, send
+
+logger = logging.getLogger("taskiq_supervise.worker")
+
+
+class Link:
+    """The worker's end of a socket pair, made by the supervisor for this worker alone."""
+
+    def __init__(self, fd: int) -> None:
+        self._socket = socket.socket(fileno=fd)
+        self._socket.setblocking(True)
+        self._decoder = LineDecoder()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def say(self, event: str, **details: Any) -> None:
+        """Messages are few and small: they fit into the socket's buffer."""
+        try:
+            send(self._socket, {"event": event, **details})
+        except OSError as error:  # the supervisor is gone; the end of the link says so, too
+            logger.debug("The supervisor does not hear %r: %s", event, error)
+
+    def listen(self, on_order: Callable[[str], None], on_end: Callable[[], None]) -> None:
+        """Calls back on the running loop: for each order, and when the supervisor is gone."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._socket, self._receive, loop, on_order, on_end)
+
+    def _receive(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_order: Callable[[str], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        try:
+            data = self._socket.recv(65536)
+            orders = self._decoder.feed(data)
+        except (OSError, FramingError) as error:
+            logger.error("The link to the supervisor broke: %s", error)
+            data, orders = b"", []
+        for order in orders:
+            on_order(str(order.get("op")))
+        if not data:
+            loop.remove_reader(self._socket)
+            on_end()

@@ -1,0 +1,327 @@
+"""taskiq's receiver under supervision: what runs is known, and can be given back.
+
+For a SharedMemoryBroker it owns the way from the queue to the task: it claims only what it has room
+to run, one asyncio task per message, and every message ends somehow (taskiq's own receiver drops
+what it cannot parse). Executing stays taskiq's `run_task`, with its dependencies, middlewares,
+timeouts and labels. For any other broker the way is taskiq's as well, and `run_task` is watched.
+
+A task whose worker died runs alone from its second start on: if it kills this worker too, it takes
+no neighbour with it. Alone means that nobody else makes progress: a neighbour that only waits for a
+result does not count, it may be this one's.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from taskiq.abc.middleware import TaskiqMiddleware
+from taskiq.acks import AckController, AcknowledgeType
+from taskiq.exceptions import NoResultError
+from taskiq.message import TaskiqMessage
+from taskiq.receiver import Receiver
+from taskiq.result import TaskiqResult
+from taskiq.utils import maybe_awaitable
+
+from taskiq_supervise.broker.attachment import Attachment
+from taskiq_supervise.broker.delivery import Delivery, current_delivery
+from taskiq_supervise.broker.errors import QueueNotStartedError
+from taskiq_supervise.broker.outcomes import error_result
+from taskiq_supervise.broker.shared_memory import SharedMemoryBroker
+from taskiq_supervise.ipc import BoardWriter, DeadReason, LeaseLost
+from taskiq_supervise.worker.execution import Execution
+
+logger = logging.getLogger("taskiq_supervise.worker")
+
+_WAYS = ("callback", "listen", "prefetcher", "runner")
+
+
+class SupervisedReceiver(Receiver):
+    """Takes the same arguments as taskiq's receiver."""
+
+    board: BoardWriter | None = None
+    """Where others see what runs here; set before listening."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._executions: set[Execution] = set()
+        self._in_flight: dict[asyncio.Task[None], Delivery] = {}
+        self._alone: Delivery | None = None
+        self._change: asyncio.Future[None] | None = None
+        self._finish: asyncio.Event | None = None
+        self._giving_back = False
+
+    # --- the way from the queue to the task ------------------------------------------------------
+
+    async def listen(self, finish_event: asyncio.Event) -> None:
+        """Runs tasks until the event is set and those that run by then have ended."""
+        broker = self._own_broker()
+        if broker is None:
+            await super().listen(finish_event)
+            return
+        if self.run_startup:
+            await broker.startup()
+        attachment = await broker.attached()
+        if attachment is None:
+            raise QueueNotStartedError(queue=broker.name, reason=broker.why_not_started())
+        logger.info("Listening started.")
+        self._finish = finish_event
+        taking = asyncio.create_task(self._take(attachment, broker))
+        finishing = asyncio.create_task(finish_event.wait())
+        try:
+            await asyncio.wait({taking, finishing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            finishing.cancel()
+            taking.cancel()
+        await asyncio.wait({taking})
+        if self._in_flight:
+            logger.info("Waiting for %d running tasks to complete...", len(self._in_flight))
+            await asyncio.wait(set(self._in_flight), timeout=self.wait_tasks_timeout)
+        if not taking.cancelled():
+            taking.result()
+        if self.on_exit is not None:
+            self.on_exit(self)
+
+    def _own_broker(self) -> SharedMemoryBroker | None:
+        """The broker, if the way from its queue is ours: a receiver with own ways keeps them."""
+        broker = self.broker
+        if not isinstance(broker, SharedMemoryBroker):
+            return None
+        if type(broker).listen is not SharedMemoryBroker.listen:
+            return None
+        base = super()
+        for name in _WAYS:
+            if getattr(base, name).__func__ is not getattr(Receiver, name):
+                return None
+        return broker
+
+    async def _take(self, attachment: Attachment, broker: SharedMemoryBroker) -> None:
+        taken = 0
+        while not self.max_tasks_to_execute or taken < self.max_tasks_to_execute:
+            if self.sem is not None:
+                await self.sem.acquire()
+            try:
+                delivery = await self._next(attachment, broker)
+            except BaseException:
+                if self.sem is not None:
+                    self.sem.release()
+                raise
+            taken += 1
+            task = asyncio.create_task(self._process(delivery, broker))
+            self._in_flight[task] = delivery
+            task.add_done_callback(self._processed)
+            # It begins before the next one is claimed.
+            await asyncio.sleep(0)
+        logger.info("Max number of tasks executed.")
+
+    async def _next(self, attachment: Attachment, broker: SharedMemoryBroker) -> Delivery:
+        await self._until(self._may_take)
+        lease = await attachment.claim()
+        delivery = attachment.take(lease, keep=broker.keeps_results, on_change=self._changed)
+        try:
+            await self._until(self._may_take)
+            if lease.attempt > 0:
+                logger.warning(
+                    "Task %s runs alone: its worker died, start %d",
+                    lease.task_id,
+                    lease.attempt + 1,
+                )
+                await self._until(self._others_wait)
+                self._alone = delivery
+        except BaseException:
+            delivery.release()
+            raise
+        return delivery
+
+    def _is_leaving(self) -> bool:
+        """What was taken and has not begun goes back at once."""
+        return self._giving_back or (self._finish is not None and self._finish.is_set())
+
+    def _may_take(self) -> bool:
+        return self._alone is None or self._alone.waiting > 0
+
+    def _others_wait(self) -> bool:
+        return all(delivery.waiting > 0 for delivery in self._in_flight.values())
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._change = asyncio.get_running_loop().create_future()
+            await self._change
+
+    def _changed(self) -> None:
+        if self._change is not None and not self._change.done():
+            self._change.set_result(None)
+
+    def _processed(self, task: "asyncio.Task[None]") -> None:
+        delivery = self._in_flight.pop(task)
+        if self._alone is delivery:
+            self._alone = None
+        if self.sem is not None:
+            self.sem.release()
+        self._changed()
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("Task %s could not be ended", delivery.task_id, exc_info=task.exception())
+
+    # --- one message -----------------------------------------------------------------------------
+
+    async def _process(self, delivery: Delivery, broker: SharedMemoryBroker) -> None:
+        current_delivery.set(delivery)
+        try:
+            await self._handle(delivery, broker)
+        except LeaseLost as error:
+            delivery.lost(error)
+        except Exception as error:
+            # A middleware, or a label that says nothing. taskiq leaves such a message to its
+            # broker for good; here somebody may be waiting for the result.
+            logger.exception("Task %s failed outside of its function", delivery.task_id)
+            await self._fail(delivery, broker, error)
+        finally:
+            delivery.finished = True
+
+    async def _handle(self, delivery: Delivery, broker: SharedMemoryBroker) -> None:
+        try:
+            message = broker.formatter.loads(delivery.lease.payload)
+            message.parse_labels()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            logger.error("Message %s is put aside: not parsable: %s", delivery.task_id, reason)
+            delivery.dead_letter(DeadReason.UNPARSABLE, reason)
+            return
+        task = broker.find_task(message.task_name)
+        if task is None:
+            logger.error(
+                'Message %s is put aside: task "%s" is not found. Maybe you forgot to import it?',
+                delivery.task_id,
+                message.task_name,
+            )
+            delivery.dead_letter(DeadReason.UNKNOWN_TASK, message.task_name)
+            return
+        for middleware in broker.middlewares:
+            if middleware.__class__.pre_execute != TaskiqMiddleware.pre_execute:
+                message = await maybe_awaitable(middleware.pre_execute(message))
+        ack_time = self._get_ack_time(message)
+        if self._is_leaving():
+            delivery.release()
+            return
+        delivery.start()
+        delivery.manual = ack_time is AcknowledgeType.MANUAL
+        logger.info("Executing task %s with ID: %s", message.task_name, message.task_id)
+        if ack_time is AcknowledgeType.WHEN_RECEIVED:
+            await delivery.ack()
+        result = await self.run_task(task.original_func, message, AckController(delivery.ack))
+        if ack_time is AcknowledgeType.WHEN_EXECUTED:
+            await delivery.ack()
+        await self._save(delivery, broker, message, result)
+        if delivery.manual and not delivery.acked:
+            logger.warning(
+                "Task %s ended without acknowledging (ack_type is manual): it stays taken until it "
+                "does, or until this worker ends",
+                delivery.task_id,
+            )
+            return
+        # Without a result here: NoResultError (a retry), or another result backend has it.
+        delivery.finish()
+
+    async def _save(
+        self,
+        delivery: Delivery,
+        broker: SharedMemoryBroker,
+        message: TaskiqMessage,
+        result: TaskiqResult[Any],
+    ) -> None:
+        for middleware in reversed(broker.middlewares):
+            if middleware.__class__.post_execute != TaskiqMiddleware.post_execute:
+                await maybe_awaitable(middleware.post_execute(message, result))
+        if isinstance(result.error, NoResultError):
+            return
+        if broker.keeps_results:
+            await broker.result_backend.set_result(message.task_id, result)
+        else:
+            try:
+                await broker.result_backend.set_result(message.task_id, result)
+            except Exception:
+                logger.exception("Can't set result in result backend.")
+                return
+        try:
+            for middleware in reversed(broker.middlewares):
+                if middleware.__class__.post_save != TaskiqMiddleware.post_save:
+                    await maybe_awaitable(middleware.post_save(message, result))
+        except Exception:
+            logger.exception(
+                "A middleware failed after the result of %s was saved", message.task_id
+            )
+
+    async def _fail(self, delivery: Delivery, broker: SharedMemoryBroker, error: Exception) -> None:
+        """Ends a message with an error where nothing else has."""
+        delivery.manual = False
+        try:
+            if not delivery.ended:
+                if not delivery.started:
+                    delivery.start()
+                await broker.result_backend.set_result(delivery.task_id, error_result(error))
+                delivery.finish()
+        except LeaseLost as lost:
+            delivery.lost(lost)
+
+    # --- what runs -------------------------------------------------------------------------------
+
+    async def run_task(
+        self,
+        target: Callable[..., Any],
+        message: TaskiqMessage,
+        ack_controller: AckController | None = None,
+    ) -> TaskiqResult[Any]:
+        """taskiq's, on the board, and such that the task can be given back while it runs."""
+        if message.task_name not in self.known_tasks:
+            # Before `target` is wrapped: taskiq reads signature and dependencies from it.
+            self._prepare_task(message.task_name, target)
+        delivery = current_delivery.get() or await self._listened(message.task_id)
+        execution = Execution(target, delivery)
+        self._executions.add(execution)
+        board, entry, failed = self.board, -1, True
+        if board is not None:
+            attempt = delivery.lease.attempt if delivery is not None else 1
+            entry = board.begin(message.task_id, message.task_name, attempt)
+        try:
+            result = await super().run_task(execution.target, message, ack_controller)
+            failed = result.is_err and not isinstance(result.error, NoResultError)
+            return result
+        finally:
+            self._executions.discard(execution)
+            if board is not None:
+                board.end(entry, failed=failed)
+
+    async def _listened(self, task_id: str) -> Delivery | None:
+        """The delivery of a message that came to a receiver with its own ways, by `listen()`."""
+        if not isinstance(self.broker, SharedMemoryBroker):
+            return None
+        attachment = await self.broker.attached()
+        delivery = None if attachment is None else attachment.held_as(task_id)
+        current_delivery.set(delivery)
+        return delivery
+
+    async def give_back(self, patience: float) -> None:
+        """Ends the code of async tasks without a trace of it: they run again, elsewhere.
+
+        Waits up to `patience` seconds for their `finally` blocks, and for messages that are beyond
+        their function to be saved. Afterwards the process has to end: sync tasks still run, and
+        only its end proves to the queue that nothing of this runs any more.
+        """
+        self._giving_back = True
+        running = {
+            execution.give_back() for execution in self._executions if execution.can_give_back
+        }
+        busy = {execution.task for execution in self._executions if not execution.is_ending}
+        settling = {task for task in self._in_flight if task not in busy}
+        waits: set[asyncio.Future[None]] = {*running, *settling}
+        if waits:
+            await asyncio.wait(waits, timeout=patience)
+
+
+def supervised(base: type[Receiver]) -> type[SupervisedReceiver]:
+    """The receiver class to use where the user asked for `base`."""
+    if base is Receiver:
+        return SupervisedReceiver
+    if issubclass(base, SupervisedReceiver):
+        return base
+    return type(f"Supervised{base.__name__}", (SupervisedReceiver, base), {})

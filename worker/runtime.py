@@ -1,0 +1,221 @@
+"""A worker's life: broker up, ready, tasks, drained or stopped, broker down.
+
+One loop (uvloop), on which everything is an event: messages, signals, orders of the supervisor, the
+end of its link. Drain: take nothing more, finish what runs. Stop: give back what runs, now. Neither
+loses a task, and neither costs it a start.
+"""
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import signal
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import uvloop
+from taskiq.acks import AcknowledgeType
+
+from taskiq_supervise.broker.shared_memory import SharedMemoryBroker
+from taskiq_supervise.ipc import Board
+from taskiq_supervise.worker.application import Application, user_traceback
+from taskiq_supervise.worker.config import WorkerConfig
+from taskiq_supervise.worker.link import Link
+from taskiq_supervise.worker.process import begin_pool_process
+from taskiq_supervise.worker.receiver import SupervisedReceiver, supervised
+
+if TYPE_CHECKING:
+    from taskiq_supervise.broker.attachment import Attachment
+
+logger = logging.getLogger("taskiq_supervise.worker")
+
+INTERNAL_ERROR = 1
+BOOT_FAILED = 3
+
+HEARTBEAT = 1.0
+"""Seconds. Costs some 30 µs each: four idle workers stay below 0.2 ms of CPU per second."""
+GIVE_BACK_PATIENCE = 1.0
+"""Seconds that the `finally` blocks of async tasks have when they are given back."""
+
+
+class Worker:
+    """One worker process, from the moment it has its application."""
+
+    def __init__(
+        self,
+        application: Application,
+        config: WorkerConfig,
+        link: Link,
+        *,
+        slot: int,
+        generation: int,
+        board: str,
+        guardian: int,
+        supervisor_pid: int,
+    ) -> None:
+        self._application = application
+        self._broker = application.broker
+        self._config = config
+        self._link = link
+        self._slot = slot
+        self._generation = generation
+        self._board = Board.open(board)
+        self._guardian = guardian
+        self._supervisor_pid = supervisor_pid
+        self._attachment: Attachment | None = None
+        self._finish: asyncio.Event
+        self._stop: asyncio.Event
+
+    def run(self) -> int:
+        """The exit status: 0, INTERNAL_ERROR or BOOT_FAILED."""
+        # Not uvloop.run(): closing the loop would wait for tasks that are given back, which never
+        # return, and for threads that run them. The process ends instead.
+        loop = uvloop.new_event_loop()
+        asyncio.set_event_loop(loop)
+        return loop.run_until_complete(self._live())
+
+    async def _live(self) -> int:
+        self._finish = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._handle_signals()
+        self._link.listen(self._obey, self._stop_now)
+        writer = self._board.writer(self._slot)
+        writer.reset(os.getpid(), self._generation)
+        self._beat(writer.beat)
+        if not await self._boot():
+            return 0 if self._stop.is_set() or self._finish.is_set() else BOOT_FAILED
+        receiver = self._receiver()
+        receiver.board = writer
+        self._link.say("ready")
+        return await self._work(receiver)
+
+    async def _boot(self) -> bool:
+        """False: the broker did not start, or was not let."""
+        self._broker.is_worker_process = True
+        if isinstance(self._broker, SharedMemoryBroker):
+            self._broker.guardian = self._guardian
+            self._broker.worker_slot = self._slot
+        booting = asyncio.ensure_future(self._broker.startup())
+        leaving = [asyncio.ensure_future(event.wait()) for event in (self._finish, self._stop)]
+        await asyncio.wait([booting, *leaving], return_when=asyncio.FIRST_COMPLETED)
+        for waiter in leaving:
+            waiter.cancel()
+        if not booting.done():
+            booting.cancel()
+            await asyncio.wait([booting], timeout=GIVE_BACK_PATIENCE)
+            return False
+        error = booting.exception()
+        if error is None:
+            if isinstance(self._broker, SharedMemoryBroker):
+                self._attachment = await self._broker.attached()
+            return True
+        text = str(error).strip()
+        message = f"broker.startup() failed: {type(error).__name__}"
+        message += f": {text.splitlines()[0]}" if text else ""
+        self._link.say(
+            "boot_failed", kind="startup", message=message, traceback=user_traceback(error)
+        )
+        return False
+
+    async def _work(self, receiver: SupervisedReceiver) -> int:
+        listening = asyncio.ensure_future(receiver.listen(self._finish))
+        stopping = asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait([listening, stopping], return_when=asyncio.FIRST_COMPLETED)
+        status = 0
+        if listening.done():
+            stopping.cancel()
+            error = listening.exception()
+            if error is not None:
+                logger.error("The broker stopped listening", exc_info=error)
+                status = INTERNAL_ERROR
+            elif not self._finish.is_set():
+                logger.warning("The broker has nothing more to listen to")
+            self._link.say("drained")
+        else:
+            self._explain_end()
+            await receiver.give_back(GIVE_BACK_PATIENCE)
+        await self._shut_down()
+        return status
+
+    async def _shut_down(self) -> None:
+        """The broker's shutdown; a queue with tasks that still run stays open until our end."""
+        timeout = self._config.shutdown_timeout
+        try:
+            await asyncio.wait_for(self._broker.shutdown(), timeout)
+        except (TimeoutError, asyncio.TimeoutError):
+            logger.warning("broker.shutdown() did not end within %s s", timeout)
+        except Exception:
+            logger.exception("broker.shutdown() failed")
+
+    def _receiver(self) -> SupervisedReceiver:
+        config = self._config
+        arguments: dict[str, Any] = dict(config.receiver_arg)
+        return supervised(self._application.receiver)(
+            broker=self._broker,
+            executor=self._executor(),
+            validate_params=not config.no_parse,
+            max_async_tasks=config.max_async_tasks,
+            max_async_tasks_jitter=config.max_async_tasks_jitter,
+            max_prefetch=config.max_prefetch,
+            propagate_exceptions=not config.no_propagate_errors,
+            run_startup=False,
+            ack_type=AcknowledgeType(config.ack_type.lower()),
+            **arguments,
+        )
+
+    def _executor(self) -> Executor:
+        if self._config.use_process_pool:
+            starts_them = multiprocessing.get_start_method() != "forkserver"
+            return ProcessPoolExecutor(
+                self._config.max_process_pool_processes,
+                initializer=begin_pool_process,
+                initargs=(os.getpid() if starts_them else 0,),
+            )
+        return ThreadPoolExecutor(self._config.max_threadpool_threads)
+
+    # --- what is asked of it ---------------------------------------------------------------------
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._terminate)
+        loop.add_signal_handler(signal.SIGINT, self._drain)
+        # Not through the loop, which may be what hangs.
+        signal.signal(signal.SIGQUIT, self._quit)
+
+    def _quit(self, _number: int, _frame: object) -> None:
+        try:
+            self._explain_end()
+        finally:
+            os._exit(0)
+
+    def _explain_end(self) -> None:
+        """Our end is planned: it is not the fault of the tasks that run."""
+        if self._attachment is not None:
+            self._attachment.explain_end()
+
+    def _terminate(self) -> None:
+        """Sent: drain, the second time stop. From the kernel, the supervisor being gone: stop."""
+        if self._finish.is_set() or os.getppid() != self._supervisor_pid:
+            self._stop_now()
+        else:
+            self._drain()
+
+    def _obey(self, order: str) -> None:
+        if order == "drain":
+            self._drain()
+        elif order == "stop":
+            self._stop_now()
+        else:
+            logger.error("The supervisor asks for %r, which is unknown here", order)
+
+    def _drain(self) -> None:
+        if not self._finish.is_set():
+            self._finish.set()
+            self._link.say("draining")
+
+    def _stop_now(self) -> None:
+        self._stop.set()
+
+    def _beat(self, beat: Any) -> None:
+        beat()
+        asyncio.get_running_loop().call_later(HEARTBEAT, self._beat, beat)
