@@ -1,0 +1,144 @@
+"""The supervisor's part in the application's queue, when it has one in shared memory.
+
+As a participant with the role of supervisor it is the queue's custodian (the one that repairs after
+deaths) and the guardian of its workers: it reaps them, so it knows before anybody else that one
+died, and how. An application on somebody else's broker has no such queue; then everything here
+answers for nothing held, and redelivery is that broker's affair.
+"""
+
+import logging
+from typing import Any
+
+from taskiq_supervise.ipc import (
+    AsyncTaskQueue,
+    Burial,
+    DeathCause,
+    Geometry,
+    QueueBusy,
+    QueueError,
+    Role,
+    TaskQueue,
+)
+from taskiq_supervise.supervisor.messages import Transport
+from taskiq_supervise.supervisor.model import EXIT_FAILED, EXIT_REFUSED, ExitStatus
+
+logger = logging.getLogger("taskiq_supervise.custody")
+
+
+class CustodyRefused(Exception):
+    """The queue cannot be taken care of; `exit_code` is what that means for a cold start."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Custody:
+    """Over one queue, or over none."""
+
+    def __init__(self) -> None:
+        self.transport: Transport | None = None
+        self._queue: AsyncTaskQueue | None = None
+
+    @property
+    def participant(self) -> int:
+        """The guardian that workers name when they join the queue; 0 without a queue."""
+        return 0 if self._queue is None else self._queue.queue.participant
+
+    async def open(self, transport: Transport, label: str, max_deliveries: int) -> None:
+        """Take part in the application's queue. Again with the same queue: nothing to do.
+
+        Raises CustodyRefused.
+        """
+        if self.transport is not None:
+            if _place(transport) != _place(self.transport):
+                raise CustodyRefused(
+                    f"the application now uses {_describe(transport)} instead of "
+                    f"{_describe(self.transport)}; stop and start the supervisor to follow it",
+                    EXIT_FAILED,
+                )
+            return
+        if transport.kind == "shm":
+            try:
+                self._queue = await _supervise(transport, label, max_deliveries)
+            except QueueBusy as error:
+                raise CustodyRefused(
+                    f"queue {transport.name!r} is already supervised by instance "
+                    f"{error.label!r}, pid {error.pid}; stop that one, or use another queue",
+                    EXIT_REFUSED,
+                ) from error
+            except QueueError as error:
+                raise CustodyRefused(str(error), EXIT_FAILED) from error
+        self.transport = transport
+
+    def explain(self, pid: int) -> None:
+        """The death of this process is planned: what it runs is not blamed for it."""
+        if self._queue is not None:
+            self._queue.queue.explain(pid)
+
+    def bury(self, slot: int, pid: int, status: ExitStatus) -> Burial:
+        """Give back what a reaped worker held."""
+        if self._queue is None:
+            return Burial()
+        cause = DeathCause(pid=pid, worker=slot, signal=status.signal, exit_code=status.code)
+        try:
+            return self._queue.queue.bury(pid, cause)
+        except QueueError:
+            # The custodian finds the death by itself too; only the cause of it is lost.
+            logger.exception("could not give back what pid=%d held", pid)
+            return Burial()
+
+    def stats(self) -> dict[str, int] | None:
+        if self._queue is None:
+            return None
+        stats = self._queue.queue.stats()
+        return {
+            "ready": stats.ready,
+            "leased": stats.leased + stats.running,
+            "delayed": stats.delayed,
+            "dead": stats.dead,
+            "capacity": stats.capacity,
+            "running": stats.running,
+            "done": stats.done,
+            "free": stats.free,
+        }
+
+    async def close(self) -> None:
+        if self._queue is not None:
+            await self._queue.close()
+            self._queue = None
+
+
+async def _supervise(transport: Transport, label: str, max_deliveries: int) -> AsyncTaskQueue:
+    queue = TaskQueue.open(
+        transport.name,
+        transport.directory or None,
+        geometry=_geometry(transport.geometry),
+        role=Role.SUPERVISOR,
+    )
+    try:
+        queue.become_supervisor(label)
+        queue.set_max_deliveries(max_deliveries)
+        waiting = AsyncTaskQueue(queue)
+        await waiting.start()
+    except BaseException:
+        queue.close()
+        raise
+    return waiting
+
+
+def _geometry(described: Any) -> Geometry | None:
+    if not described:
+        return None
+    blocks = tuple((int(size), int(count)) for size, count in described["blocks"])
+    return Geometry(**{**described, "blocks": blocks})
+
+
+def _place(transport: Transport) -> tuple[str, str, str]:
+    return transport.kind, transport.name, transport.directory
+
+
+def _describe(transport: Transport) -> str:
+    if transport.kind == "broker":
+        return f"the broker {transport.name}"
+    return f"the queue {transport.name!r} in {transport.directory}"

@@ -1,0 +1,353 @@
+"""What goes into the core and what comes out of it: events and effects, each a type of its own.
+
+Events about a worker or the zygote carry the generation they are about; the core drops what is
+about a predecessor. `jitter` is uniform in [0, 1), drawn by the shell, so that the core is a
+function. Events without a sender outside (`Begin`, `Due`, ...) are how the core speaks to the table
+of a single worker.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from taskiq_supervise.supervisor.model import ExitStatus, Reason
+
+# --- events about one worker ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEvent:
+    slot: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forked(WorkerEvent):
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForkFailed(WorkerEvent):
+    message: str
+    jitter: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ready(WorkerEvent):
+    """It takes tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class BootFailed(WorkerEvent):
+    """It could not start its broker, and is about to exit."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Draining(WorkerEvent):
+    """It takes no more tasks, asked by us or by somebody's signal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drained(WorkerEvent):
+    """Its last task is done; it closes down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exited(WorkerEvent):
+    pid: int
+    status: ExitStatus
+    worked: bool
+    """It completed at least one task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Buried(WorkerEvent):
+    """What it held was given back to the queue."""
+
+    jitter: float
+
+
+# What the core itself says to a worker.
+
+
+@dataclass(frozen=True, slots=True)
+class Begin(WorkerEvent):
+    """A worker is wanted here, and there is a zygote to fork it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForkLost(WorkerEvent):
+    """The zygote died; an answer that is outstanding will not come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Due(WorkerEvent):
+    """Its deadline has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain(WorkerEvent):
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Stop(WorkerEvent):
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Kill(WorkerEvent):
+    reason: Reason
+
+
+# --- events about the zygote ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Transport:
+    """How tasks reach the workers of this application."""
+
+    kind: Literal["shm", "broker"]
+    name: str
+    """The queue's name, or the broker's class."""
+    directory: str = ""
+    geometry: Mapping[str, Any] = field(default_factory=dict)
+    """Of a queue that does not exist yet; empty: the queue's default."""
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteEvent:
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteLoaded(ZygoteEvent):
+    transport: Transport
+    threads: tuple[str, ...] = ()
+    """Threads that importing the application started: it must not be forked."""
+    broadcast: str | None = None
+    """Why every worker of this broker would get every task, if so."""
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteLoadFailed(ZygoteEvent):
+    message: str
+    traceback: str | None = None
+    """Of the application's own code."""
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteExited(ZygoteEvent):
+    status: ExitStatus
+    jitter: float
+
+
+@dataclass(frozen=True, slots=True)
+class QueueOpened(ZygoteEvent):
+    """We take part in the application's queue (or it has none of ours)."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRefused(ZygoteEvent):
+    message: str
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteBegin(ZygoteEvent):
+    """One is needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteDue(ZygoteEvent):
+    """Its deadline has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteEnd(ZygoteEvent):
+    """No longer needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteStuck(ZygoteEvent):
+    """It did not answer, or not in a language we know."""
+
+    message: str
+
+
+# --- events about the whole ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The shell is ready to carry out effects."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The time of `Pool.next_deadline` may have come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terminate:
+    """SIGTERM, SIGINT or SIGHUP: drain, and be quicker about it each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quit:
+    """SIGQUIT: at once."""
+
+
+PoolEvent = Started | Tick | Terminate | Quit
+Event = WorkerEvent | ZygoteEvent | PoolEvent
+
+
+# --- effects -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    slot: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendDrain:
+    slot: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendStop:
+    slot: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class KillWorker:
+    """SIGKILL its process group; its death is planned, so say so to the queue first."""
+
+    slot: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class KillStray:
+    """SIGKILL a process that was forked for a generation nobody waits for any more."""
+
+    slot: int
+    generation: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class AbandonFork:
+    """Forget the fork: close our end of the link, on which a worker that exists after all ends."""
+
+    slot: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """Give back what it held; answered by `Buried`."""
+
+    slot: int
+    generation: int
+    pid: int
+    status: ExitStatus
+
+
+@dataclass(frozen=True, slots=True)
+class StartZygote:
+    generation: int
+    preload: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OpenQueue:
+    """Answered by `QueueOpened` or `QueueRefused`."""
+
+    generation: int
+    transport: Transport
+
+
+@dataclass(frozen=True, slots=True)
+class EndZygote:
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class KillZygote:
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    exit_code: int
+
+
+class Happening(enum.Enum):
+    """What is worth a line in the log."""
+
+    ZYGOTE_STARTED = enum.auto()
+    ZYGOTE_READY = enum.auto()
+    ZYGOTE_EXITED = enum.auto()
+    ZYGOTE_STUCK = enum.auto()
+    ZYGOTE_KILLED = enum.auto()
+    PRELOAD_UNSAFE = enum.auto()
+    LOAD_FAILED = enum.auto()
+    """Once the application had been loaded: tried again."""
+    REFUSED = enum.auto()
+    """The first load: the end."""
+    FORK_FAILED = enum.auto()
+    FORK_LOST = enum.auto()
+    STRAY_KILLED = enum.auto()
+    WORKER_FORKED = enum.auto()
+    WORKER_READY = enum.auto()
+    WORKER_BOOT_FAILED = enum.auto()
+    WORKER_DRAINING = enum.auto()
+    WORKER_STOPPING = enum.auto()
+    WORKER_KILLED = enum.auto()
+    WORKER_EXITED = enum.auto()
+    POOL_READY = enum.auto()
+    STOP_REQUESTED = enum.auto()
+    POOL_DRAINING = enum.auto()
+    STOPPED = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Something happened; `journal` puts it into words."""
+
+    what: Happening
+    slot: int | None = None
+    generation: int = 0
+    pid: int = 0
+    status: ExitStatus | None = None
+    reason: Reason | None = None
+    delay: float | None = None
+    """Seconds until it is tried again."""
+    quarantined: bool = False
+    detail: str = ""
+    traceback: str | None = None
+
+
+Effect = (
+    Fork
+    | SendDrain
+    | SendStop
+    | KillWorker
+    | KillStray
+    | AbandonFork
+    | Bury
+    | StartZygote
+    | OpenQueue
+    | EndZygote
+    | KillZygote
+    | Finish
+    | Report
+)

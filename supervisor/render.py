@@ -1,0 +1,128 @@
+"""`status` for people: a line about each instance, and a table of its workers.
+
+The only module that imports rich, and only commands for people import it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+_COLOURS = {
+    "ready": "green",
+    "running": "green",
+    "starting": "yellow",
+    "forking": "yellow",
+    "booting": "yellow",
+    "draining": "yellow",
+    "stopping": "yellow",
+    "killing": "red",
+    "backoff": "red",
+    "quarantined": "red",
+    "unresponsive": "red",
+}
+# Enough to see what a worker is at; `--json` has all of them.
+_TASKS_SHOWN = 5
+
+
+def show(instances: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
+    out = console or Console(highlight=False)
+    for number, instance in enumerate(instances):
+        if number:
+            out.print()
+        _show_instance(out, instance)
+
+
+def _show_instance(out: Console, instance: Mapping[str, Any]) -> None:
+    facts = [f"pid {instance['pid']}"]
+    if instance["app"] is not None:
+        facts.insert(0, str(instance["app"]))
+    if instance["uptime"] is not None:
+        facts.append(f"up {duration(instance['uptime'])}")
+    if instance["transport"] is not None:
+        facts.append(f"transport {instance['transport']}")
+    state = _coloured(str(instance["state"]))
+    out.print(f"[bold]{escape(instance['name'])}[/] {state}  {escape(', '.join(facts))}")
+    if instance.get("message"):
+        out.print(f"[red]{escape(str(instance['message']))}[/]", soft_wrap=True)
+    if instance["queue"] is not None:
+        queue = instance["queue"]
+        counts = ", ".join(f"{queue[key]} {key}" for key in ("ready", "leased", "delayed", "dead"))
+        out.print(f"queue: {counts}; room for {queue['capacity']}")
+    if instance["workers"]:
+        out.print(_workers(instance["workers"]))
+
+
+def _workers(workers: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    right = ("WORKER", "PID", "UP", "DONE", "FAILED", "CPU", "RSS", "RESTARTS")
+    for title in ("WORKER", "PID", "STATE", "UP", "DONE", "FAILED", "CPU", "RSS", "RESTARTS"):
+        table.add_column(title, justify="right" if title in right else "left", no_wrap=True)
+    table.add_column("RUNNING", overflow="fold")
+    for worker in workers:
+        tasks = worker["tasks"]
+        table.add_row(
+            str(worker["slot"]),
+            _or_dash(worker["pid"]),
+            _coloured(str(worker["state"])),
+            "-" if worker["uptime"] is None else duration(worker["uptime"]),
+            str(tasks["done"]),
+            str(tasks["failed"]),
+            "-" if worker["cpu_percent"] is None else f"{worker['cpu_percent']:.0f}%",
+            "-" if worker["rss_bytes"] is None else size(worker["rss_bytes"]),
+            _restarts(worker),
+            _running(worker["running"]),
+        )
+    return table
+
+
+def _restarts(worker: Mapping[str, Any]) -> str:
+    count = str(worker["restarts"])
+    return count if worker["last_exit"] is None else f"{count} ({escape(worker['last_exit'])})"
+
+
+def _running(tasks: Sequence[Mapping[str, Any]]) -> str:
+    oldest_first = sorted(tasks, key=lambda task: -float(task["elapsed"]))
+    lines = [
+        escape(f"{task['task_name']} {duration(task['elapsed'])}")
+        + ("" if task["attempt"] <= 1 else f" [yellow]attempt {task['attempt']}[/]")
+        for task in oldest_first[:_TASKS_SHOWN]
+    ]
+    if len(tasks) > _TASKS_SHOWN:
+        lines.append(f"and {len(tasks) - _TASKS_SHOWN} more")
+    return "\n".join(lines) or "-"
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: 4.2s, 3m12s, 5h02m, 12d03h."""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours}h{minutes:02d}m"
+    days, hours = divmod(hours, 24)
+    return f"{days}d{hours:02d}h"
+
+
+def size(count: int) -> str:
+    """In powers of 1024: 512B, 34M, 1.2G."""
+    value = float(count)
+    for unit in ("B", "K", "M"):
+        if value < 1024:
+            return f"{value:.0f}{unit}"
+        value /= 1024
+    return f"{value:.1f}G"
+
+
+def _coloured(state: str) -> str:
+    colour = _COLOURS.get(state)
+    return f"[{colour}]{state}[/]" if colour else state
+
+
+def _or_dash(value: Any) -> str:
+    return "-" if value is None else str(value)

@@ -1,0 +1,136 @@
+"""A running instance, as one JSON object: what `status` shows, and what programs may rely on.
+
+The pool's own state says who is there; the board in shared memory says what each worker does, so
+that a worker which hangs is seen all the same; the queue counts itself. Nobody is asked anything.
+
+Counters belong to the worker slot and outlive its workers, so that a sum over the pool does not
+fall when a worker is replaced; uptime, pid and what runs belong to the worker that is there now.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from taskiq_supervise.ipc import Board, WorkerView
+from taskiq_supervise.supervisor.messages import Transport
+from taskiq_supervise.supervisor.model import Pool, Worker
+from taskiq_supervise.supervisor.usage import Usage
+
+_NO_USAGE = Usage(None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What does not change while an instance runs."""
+
+    name: str
+    pid: int
+    app: str
+    version: str
+    started: float
+
+
+class Tallies:
+    """Completed tasks per worker slot, over all generations; read from the board."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._before: dict[int, tuple[int, int]] = {}
+
+    def view(self, worker: Worker) -> WorkerView | None:
+        """What the present worker wrote; None before it has written anything."""
+        view = self._board.read(worker.slot)
+        return view if worker.generation and view.generation == worker.generation else None
+
+    def of(self, worker: Worker) -> tuple[int, int]:
+        """Tasks done, and how many of those failed."""
+        done, failed = self._before.get(worker.slot, (0, 0))
+        view = self.view(worker) if worker.alive else None
+        if view is None:
+            return done, failed
+        return done + view.done + view.failed, failed + view.failed
+
+    def close_generation(self, worker: Worker) -> bool:
+        """Called once when a worker has ended; whether it completed anything."""
+        before = self._before.get(worker.slot, (0, 0))
+        self._before[worker.slot] = self.of(worker)
+        return self._before[worker.slot] != before
+
+
+def snapshot(
+    identity: Identity,
+    pool: Pool,
+    tallies: Tallies,
+    transport: Transport | None,
+    queue: Mapping[str, int] | None,
+    measure: Callable[[dict[int, float]], dict[int, Usage]],
+    now: float,
+) -> dict[str, Any]:
+    """All times in seconds; `now` and the pool's times are of the same clock."""
+    usage = measure({worker.pid: worker.started for worker in pool.workers if worker.alive})
+    return {
+        "name": identity.name,
+        "pid": identity.pid,
+        "state": pool.phase,
+        "message": _message(pool),
+        "app": identity.app,
+        "version": identity.version,
+        "transport": None if transport is None else _transport(transport),
+        "queue_name": transport.name if transport and transport.kind == "shm" else None,
+        "queue_directory": transport.directory if transport and transport.kind == "shm" else None,
+        "uptime": round(now - identity.started, 3),
+        "zygote": {"state": pool.zygote.state.value, "generation": pool.zygote.generation},
+        "queue": None if queue is None else dict(queue),
+        "workers": [
+            _worker(worker, tallies, usage.get(worker.pid, _NO_USAGE), now)
+            for worker in pool.workers
+        ],
+    }
+
+
+def _worker(worker: Worker, tallies: Tallies, usage: Usage, now: float) -> dict[str, Any]:
+    view = tallies.view(worker) if worker.alive else None
+    done, failed = tallies.of(worker)
+    waits = worker.deadline is not None and not worker.alive and worker.pid == 0
+    return {
+        "slot": worker.slot,
+        "pid": worker.pid if worker.alive else None,
+        "state": worker.state.value,
+        "generation": worker.generation,
+        "uptime": round(now - worker.started, 3) if worker.alive else None,
+        "restarts": worker.restarts,
+        "last_exit": None if worker.last_exit is None else str(worker.last_exit),
+        "last_exit_reason": None if worker.last_reason is None else worker.last_reason.value,
+        "message": worker.boot_error,
+        "next_start": round(max(0.0, worker.deadline - now), 3)
+        if waits and worker.deadline is not None
+        else None,
+        "tasks": {"done": done, "failed": failed},
+        "cpu_percent": usage.cpu_percent,
+        "rss_bytes": usage.rss_bytes,
+        "running": [
+            {
+                "task_id": task.task_id,
+                "task_name": task.task_name,
+                "elapsed": round(max(0.0, now - task.started), 3),
+                "attempt": task.attempt,
+            }
+            for task in (view.running if view is not None else ())
+        ],
+    }
+
+
+def _transport(transport: Transport) -> str:
+    return transport.kind if transport.kind == "shm" else transport.name
+
+
+def _message(pool: Pool) -> str | None:
+    """What is wrong, in one line; None when nothing is."""
+    if pool.zygote.error is not None:
+        return f"the application cannot be loaded again: {pool.zygote.error}"
+    waiting = [worker for worker in pool.workers if worker.boot_error is not None]
+    if waiting:
+        return (
+            f"{len(waiting)} of {len(pool.workers)} workers cannot start: {waiting[0].boot_error}"
+        )
+    return None

@@ -1,0 +1,142 @@
+"""The supervisor's side of the zygote: start it, ask it for workers, understand its answers.
+
+The zygote is the only child that runs code of the application before a fork, so nothing it says is
+taken on trust: an answer that is not understood is a `ZygoteStuck`, which replaces it.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from taskiq_supervise.supervisor import messages as m
+from taskiq_supervise.supervisor.links import Channel
+from taskiq_supervise.supervisor.model import ExitStatus
+from taskiq_supervise.supervisor.processes import Children, spawn
+
+MODULE = "taskiq_supervise.worker.zygote"
+# Its socket closes when it exits; the exit says more, and comes within this time if it comes.
+_EXIT_FOLLOWS = 1.0
+
+
+def understand(message: Mapping[str, Any], generation: int) -> m.Event:
+    """The event that a message of this zygote stands for."""
+    try:
+        return _understand(message, generation)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"the zygote said {message!r} ({type(error).__name__}: {error})"
+        return m.ZygoteStuck(generation, what)
+
+
+def _understand(message: Mapping[str, Any], generation: int) -> m.Event:
+    match message["op"]:
+        case "loaded":
+            return m.ZygoteLoaded(
+                generation,
+                transport=_transport(message["transport"]),
+                threads=tuple(map(str, message["threads"])),
+                broadcast=None if message["broadcast"] is None else str(message["broadcast"]),
+            )
+        case "load_failed":
+            traceback = message.get("traceback")
+            return m.ZygoteLoadFailed(
+                generation,
+                message=str(message["message"]),
+                traceback=None if traceback is None else str(traceback),
+            )
+        case "forked":
+            return m.Forked(int(message["slot"]), int(message["generation"]), int(message["pid"]))
+        case "fork_failed":
+            return m.ForkFailed(
+                int(message["slot"]),
+                int(message["generation"]),
+                message=str(message["message"]),
+                jitter=random.random(),
+            )
+    raise ValueError("unknown op")
+
+
+def _transport(described: Mapping[str, Any]) -> m.Transport:
+    if described["kind"] == "broker":
+        return m.Transport("broker", str(described["class"]))
+    if described["kind"] != "shm":
+        raise ValueError(f"unknown transport {described['kind']!r}")
+    return m.Transport(
+        "shm",
+        name=str(described["name"]),
+        directory=str(described["directory"]),
+        geometry=dict(described.get("geometry") or {}),
+    )
+
+
+class ZygoteProcess:
+    """One generation of the zygote, from its start to its exit."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        children: Children,
+        generation: int,
+        config: Mapping[str, Any],
+        post: Callable[[m.Event], None],
+    ) -> None:
+        self.generation = generation
+        self._loop = loop
+        self._post = post
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            pid = spawn(_command(theirs.fileno()), os.environ, theirs.fileno())
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._channel = Channel(loop, ours, self._on_message, self._on_end)
+        self._child = children.adopt(pid, self._on_exit)
+        self._channel.start()
+        self._channel.send({"op": "load", "config": config})
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def fork(self, request: Mapping[str, Any], link_fd: int) -> None:
+        """`link_fd` is the worker's end of its link; it is closed here once it is sent."""
+        self._channel.send({"op": "fork", **request}, (link_fd,))
+
+    def end(self) -> None:
+        """The end of its socket and SIGTERM both mean: exit. One of them always reaches it."""
+        self._channel.close()
+        self._child.signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._child.kill_group()
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        self._post(understand(message, self.generation))
+
+    def _on_end(self, reason: str | None) -> None:
+        if reason is not None:
+            self._post(m.ZygoteStuck(self.generation, f"the zygote said {reason}"))
+        else:
+            self._loop.call_later(_EXIT_FOLLOWS, self._closed_and_alive)
+
+    def _closed_and_alive(self) -> None:
+        if not self._child.gone:
+            self._post(m.ZygoteStuck(self.generation, "the zygote closed its socket and lives on"))
+
+    def _on_exit(self, status: ExitStatus) -> None:
+        self._channel.read_rest()
+        self._channel.close()
+        self._post(m.ZygoteExited(self.generation, status, jitter=random.random()))
+
+
+def _command(fd: int) -> list[str]:
+    # -P (Python 3.11): `-m` would put the current folder before the standard library, and a
+    # queue.py that lies there would be imported in its place. The zygote adds the folder itself.
+    safe = ["-P"] if sys.version_info >= (3, 11) else []
+    return [sys.executable, *safe, "-m", MODULE, "--fd", str(fd)]

@@ -1,0 +1,240 @@
+"""The zygote's life as a table, in the manner of `worker_table`.
+
+There is one zygote, or none. The first time it fails to load the application the supervisor ends,
+because somebody stands before it and waits for an answer; later it is tried again with backoff:
+workers that do their work don't need it, only a dead one can't be replaced until it is back.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from taskiq_supervise.supervisor import messages as m
+from taskiq_supervise.supervisor.model import (
+    EXIT_NOT_LOADED,
+    Settings,
+    Zygote,
+    ZygoteState,
+)
+from taskiq_supervise.supervisor.policy import StopLevel, judge
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    now: float
+    settings: Settings
+    loaded: bool
+    """It was loaded once: a failure now is tried again."""
+    stopping: bool
+    stop: StopLevel | None
+
+
+class Turn(NamedTuple):
+    zygote: Zygote
+    effects: tuple[m.Effect, ...] = ()
+    exit_code: int | None = None
+    """The supervisor cannot go on."""
+
+
+Transition = Callable[[Zygote, Any, Surroundings], Turn]
+
+
+def nop(zygote: Zygote, _event: m.ZygoteEvent, _around: Surroundings) -> Turn:
+    return Turn(zygote)
+
+
+def begin(zygote: Zygote, _event: m.ZygoteEvent, around: Surroundings) -> Turn:
+    if around.stopping:
+        return Turn(replace(zygote, state=ZygoteState.ABSENT, deadline=None))
+    loading = replace(
+        zygote,
+        state=ZygoteState.LOADING,
+        generation=zygote.generation + 1,
+        deadline=None,
+        failed=False,
+        ready_at=None,
+    )
+    return Turn(
+        loading,
+        (
+            m.StartZygote(loading.generation, loading.preload),
+            m.Report(m.Happening.ZYGOTE_STARTED, generation=loading.generation),
+        ),
+    )
+
+
+def loaded(zygote: Zygote, event: m.ZygoteLoaded, around: Surroundings) -> Turn:
+    if event.threads and zygote.preload:
+        told = m.Report(
+            m.Happening.PRELOAD_UNSAFE,
+            generation=zygote.generation,
+            detail=", ".join(event.threads),
+        )
+        return _end(replace(zygote, preload=False), around, told)
+    if event.broadcast is not None and around.settings.workers > 1:
+        message = (
+            f"{around.settings.workers} workers would each run every task: {event.broadcast}. "
+            "Use --workers 1, or a broker that gives each task to one worker "
+            "(taskiq_supervise.SharedMemoryBroker)."
+        )
+        return _fail(zygote, around, message, EXIT_NOT_LOADED)
+    return Turn(
+        replace(zygote, state=ZygoteState.ATTACHING),
+        (m.OpenQueue(zygote.generation, event.transport),),
+    )
+
+
+def load_failed(zygote: Zygote, event: m.ZygoteLoadFailed, around: Surroundings) -> Turn:
+    return _fail(zygote, around, event.message, EXIT_NOT_LOADED, event.traceback)
+
+
+def opened(zygote: Zygote, _event: m.QueueOpened, around: Surroundings) -> Turn:
+    up = replace(zygote, state=ZygoteState.READY, error=None, ready_at=around.now)
+    return Turn(up, (m.Report(m.Happening.ZYGOTE_READY, generation=zygote.generation),))
+
+
+def refused(zygote: Zygote, event: m.QueueRefused, around: Surroundings) -> Turn:
+    return _fail(zygote, around, event.message, event.exit_code)
+
+
+def stuck(zygote: Zygote, event: m.ZygoteStuck, around: Surroundings) -> Turn:
+    turn = _fail(zygote, around, event.message, EXIT_NOT_LOADED)
+    return turn._replace(effects=(m.KillZygote(zygote.generation), *turn.effects))
+
+
+def died(zygote: Zygote, event: m.ZygoteExited, around: Surroundings) -> Turn:
+    """It ended, and we did not tell it to."""
+    if not around.loaded:
+        told = m.Report(
+            m.Happening.REFUSED,
+            generation=zygote.generation,
+            detail=f"importing the application ended its process ({event.status})",
+        )
+        gone = replace(zygote, state=ZygoteState.ABSENT, deadline=None)
+        return Turn(gone, (told,), EXIT_NOT_LOADED)
+    return _again(zygote, event, around)
+
+
+def ended(zygote: Zygote, event: m.ZygoteExited, around: Surroundings) -> Turn:
+    """It ended because we told it to: for a stop, for a failure, or to load differently."""
+    if around.stopping or not zygote.failed:
+        return begin(zygote, event, around)
+    return _again(zygote, event, around)
+
+
+def end(zygote: Zygote, _event: m.ZygoteEnd, around: Surroundings) -> Turn:
+    return _end(zygote, around)
+
+
+def end_now(zygote: Zygote, _event: m.ZygoteEnd, around: Surroundings) -> Turn:
+    if around.stop is not StopLevel.KILL:
+        return Turn(zygote)
+    return Turn(zygote, (m.KillZygote(zygote.generation),))
+
+
+def forget(zygote: Zygote, _event: m.ZygoteEnd, _around: Surroundings) -> Turn:
+    return Turn(replace(zygote, state=ZygoteState.ABSENT, deadline=None))
+
+
+def overdue(zygote: Zygote, _event: m.ZygoteDue, around: Surroundings) -> Turn:
+    again = replace(zygote, deadline=around.now + around.settings.kill_timeout)
+    told = m.Report(
+        m.Happening.ZYGOTE_KILLED,
+        generation=zygote.generation,
+        detail="had not ended when told to",
+    )
+    return Turn(again, (m.KillZygote(zygote.generation), told))
+
+
+def _fail(
+    zygote: Zygote,
+    around: Surroundings,
+    message: str,
+    exit_code: int,
+    traceback: str | None = None,
+) -> Turn:
+    """It is of no use. Cold, that is the end; warm, it is replaced once it has exited."""
+    what = m.Happening.LOAD_FAILED if around.loaded else m.Happening.REFUSED
+    # The same traceback every 30 seconds would bury the rest of the log.
+    news = message != zygote.error
+    told = m.Report(
+        what,
+        generation=zygote.generation,
+        detail=message,
+        traceback=traceback if news else None,
+    )
+    turn = _end(replace(zygote, error=message, failed=True), around, told)
+    return turn if around.loaded else turn._replace(exit_code=exit_code)
+
+
+def _end(zygote: Zygote, around: Surroundings, *reports: m.Report) -> Turn:
+    ending = replace(
+        zygote,
+        state=ZygoteState.ENDING,
+        deadline=around.now + around.settings.zygote_timeout,
+    )
+    how: m.Effect = m.EndZygote(zygote.generation)
+    if around.stop is StopLevel.KILL:
+        how = m.KillZygote(zygote.generation)
+    return Turn(ending, (how, *reports))
+
+
+def _again(zygote: Zygote, event: m.ZygoteExited, around: Surroundings) -> Turn:
+    if around.stopping:
+        return begin(zygote, event, around)
+    steady = around.settings.restart.steady
+    verdict = judge(
+        around.settings.restart,
+        zygote.history,
+        failed=True,
+        proven=zygote.ready_at is not None and around.now - zygote.ready_at >= steady,
+        pool_recent=0,
+        now=around.now,
+        jitter=event.jitter,
+    )
+    told = m.Report(
+        m.Happening.ZYGOTE_EXITED,
+        generation=zygote.generation,
+        status=event.status,
+        detail=zygote.error or "",
+        delay=verdict.delay,
+        quarantined=verdict.quarantined,
+    )
+    remembering = replace(zygote, history=verdict.history)
+    if verdict.delay <= 0:
+        turn = begin(remembering, event, around)
+        return turn._replace(effects=(told, *turn.effects))
+    deadline = around.now + verdict.delay
+    waiting = replace(remembering, state=ZygoteState.BACKOFF, deadline=deadline)
+    return Turn(waiting, (told,))
+
+
+STATES = (
+    ZygoteState.ABSENT,
+    ZygoteState.LOADING,
+    ZygoteState.ATTACHING,
+    ZygoteState.READY,
+    ZygoteState.ENDING,
+    ZygoteState.BACKOFF,
+)
+
+# fmt: off
+TABLE: dict[type[m.ZygoteEvent], tuple[Transition, ...]] = {
+    #                    ABSENT   LOADING      ATTACHING  READY    ENDING    BACKOFF
+    m.ZygoteBegin:      (begin,   nop,         nop,       nop,     nop,      nop),
+    m.ZygoteLoaded:     (nop,     loaded,      nop,       nop,     nop,      nop),
+    m.ZygoteLoadFailed: (nop,     load_failed, nop,       nop,     nop,      nop),
+    m.QueueOpened:      (nop,     nop,         opened,    nop,     nop,      nop),
+    m.QueueRefused:     (nop,     nop,         refused,   nop,     nop,      nop),
+    m.ZygoteExited:     (nop,     died,        died,      died,    ended,    nop),
+    m.ZygoteStuck:      (nop,     stuck,       stuck,     stuck,   nop,      nop),
+    m.ZygoteDue:        (nop,     nop,         nop,       nop,     overdue,  begin),
+    m.ZygoteEnd:        (nop,     end,         end,       end,     end_now,  forget),
+}
+# fmt: on
+
+_COLUMN = {state: index for index, state in enumerate(STATES)}
+
+
+def answer(zygote: Zygote, event: m.ZygoteEvent, around: Surroundings) -> Turn:
+    return TABLE[type(event)][_COLUMN[zygote.state]](zygote, event, around)

@@ -1,0 +1,239 @@
+"""The core against a simulated kernel: whatever happens, no worker is forgotten and a stop ends."""
+
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.supervisor.simulated_kernel import (
+    KILLED,
+    Process,
+    World,
+    has_ended,
+    is_at_rest,
+    is_up,
+    play,
+)
+
+from taskiq_supervise.supervisor import messages as m
+from taskiq_supervise.supervisor.model import ExitStatus, Settings, WorkerState, ZygoteState
+
+EXITS = st.sampled_from(
+    [ExitStatus(code=0), ExitStatus(code=1), ExitStatus(code=3), ExitStatus(signal=9), ExitStatus()]
+)
+
+
+class Supervision(RuleBasedStateMachine):
+    """Rules are what can happen; the invariants must hold between any two of them."""
+
+    world: World
+
+    @initialize(
+        workers=st.integers(1, 3), hardkill_count=st.integers(1, 4), turns=st.integers(0, 12)
+    )
+    def start(self, workers: int, hardkill_count: int, turns: int) -> None:
+        self.world = World(Settings(workers=workers, hardkill_count=hardkill_count))
+        self.world.post(m.Started())
+        play(self.world, stubborn=False, until=is_up, turns=turns)
+
+    def processes(self, *, ended: bool) -> list[Process]:
+        return [p for p in self.world.processes.values() if (p.exit is not None) is ended]
+
+    # --- the zygote ------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.world.zygote is not None and not self.world.zygote_loaded)
+    @rule(threads=st.sampled_from([(), ("pool",)]))
+    def zygote_loads(self, threads: tuple[str, ...]) -> None:
+        self.world.load(threads=threads)
+
+    @precondition(lambda self: self.world.zygote is not None and self.world.pool.loaded)
+    @rule()
+    def zygote_cannot_load_again(self) -> None:
+        assert self.world.zygote is not None
+        self.world.post(m.ZygoteLoadFailed(self.world.zygote, "SyntaxError", None))
+
+    @precondition(lambda self: self.world.opening is not None)
+    @rule()
+    def queue_opens(self) -> None:
+        self.world.open_queue()
+
+    @precondition(
+        lambda self: (
+            self.world.zygote is not None and (self.world.pool.loaded or self.world.zygote_told)
+        )
+    )
+    @rule(status=EXITS)
+    def zygote_exits(self, status: ExitStatus) -> None:
+        self.world.zygote_exits(status)
+
+    @precondition(lambda self: self.world.zygote is not None and self.world.pool.loaded)
+    @rule()
+    def zygote_talks_nonsense(self) -> None:
+        assert self.world.zygote is not None
+        self.world.post(m.ZygoteStuck(self.world.zygote, "nonsense"))
+
+    @precondition(lambda self: self.world.asked)
+    @rule(data=st.data(), dies_first=st.booleans())
+    def zygote_forks(self, data: st.DataObject, dies_first: bool) -> None:
+        slot, generation = data.draw(st.sampled_from(self.world.asked))
+        process = self.world.fork(slot, generation)
+        if dies_first:
+            process.exit = KILLED
+        self.world.answer_fork(process)
+
+    @precondition(lambda self: self.world.asked)
+    @rule(data=st.data())
+    def zygote_forks_and_dies_before_it_answers(self, data: st.DataObject) -> None:
+        self.world.fork(*data.draw(st.sampled_from(self.world.asked)))
+        self.world.zygote_exits(KILLED)
+
+    @precondition(lambda self: self.world.asked)
+    @rule(data=st.data())
+    def fork_fails(self, data: st.DataObject) -> None:
+        self.world.fail_fork(*data.draw(st.sampled_from(self.world.asked)))
+
+    # --- workers ---------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.processes(ended=False))
+    @rule(data=st.data(), event=st.sampled_from([m.Ready, m.Draining, m.Drained]))
+    def worker_speaks(self, data: st.DataObject, event: Any) -> None:
+        process = data.draw(st.sampled_from(self.processes(ended=False)))
+        if process.answered:
+            self.world.post(event(process.slot, process.generation))
+
+    @precondition(lambda self: self.processes(ended=False))
+    @rule(data=st.data())
+    def worker_cannot_boot(self, data: st.DataObject) -> None:
+        process = data.draw(st.sampled_from(self.processes(ended=False)))
+        if process.answered:
+            self.world.post(m.BootFailed(process.slot, process.generation, "no server"))
+
+    @precondition(lambda self: self.processes(ended=False))
+    @rule(data=st.data(), status=EXITS)
+    def worker_ends(self, data: st.DataObject, status: ExitStatus) -> None:
+        data.draw(st.sampled_from(self.processes(ended=False))).exit = status
+
+    @precondition(lambda self: self.processes(ended=True))
+    @rule(data=st.data(), worked=st.booleans())
+    def exit_is_seen(self, data: st.DataObject, worked: bool) -> None:
+        process = data.draw(st.sampled_from(self.processes(ended=True)))
+        self.world.report_exit(process, worked=worked)
+
+    # --- time, people, noise ---------------------------------------------------------------------
+
+    @rule(seconds=st.floats(0, 1e6), jitter=st.floats(0, 1, exclude_max=True))
+    def time_passes(self, seconds: float, jitter: float) -> None:
+        self.world.now += seconds
+        self.world.jitter = jitter
+        self.world.post(m.Tick())
+
+    @rule()
+    def the_deadline_comes(self) -> None:
+        deadline = self.world.pool.next_deadline
+        if deadline is not None:
+            self.world.now = max(self.world.now, deadline)
+            self.world.post(m.Tick())
+
+    @precondition(lambda self: self.world.pool.loaded)
+    @rule()
+    def sigterm(self) -> None:
+        self.world.post(m.Terminate())
+
+    @precondition(lambda self: self.world.pool.loaded)
+    @rule()
+    def sigquit(self) -> None:
+        self.world.post(m.Quit())
+
+    @rule(data=st.data())
+    def an_old_event_comes_again(self, data: st.DataObject) -> None:
+        """Not those that the shell itself makes once per call: they have no second sender."""
+        repeatable = (m.Exited, m.Ready, m.ForkFailed, m.ForkLost, m.Draining, m.Drained, m.Tick)
+        old = [event for event in self.world.history if isinstance(event, repeatable)]
+        gone = [
+            event
+            for event in old
+            if not isinstance(event, m.WorkerEvent) or not self.lives(event.slot, event.generation)
+        ]
+        if gone:
+            self.world.post(data.draw(st.sampled_from(gone)))
+
+    @rule(turns=st.integers(1, 6))
+    def all_goes_well_for_a_while(self, turns: int) -> None:
+        play(self.world, stubborn=False, until=is_at_rest, turns=turns)
+
+    @rule(slot=st.integers(-1, 9), generation=st.integers(50, 60), status=EXITS)
+    def an_event_about_nobody(self, slot: int, generation: int, status: ExitStatus) -> None:
+        self.world.post(m.Exited(slot, generation, 99, status, False))
+        self.world.post(m.Ready(slot, generation))
+        self.world.post(m.ZygoteExited(generation, status, 0.5))
+
+    def lives(self, slot: int, generation: int) -> bool:
+        return (slot, generation) in self.world.asked or any(
+            (process.slot, process.generation) == (slot, generation)
+            for process in self.world.processes.values()
+        )
+
+    # --- what must hold --------------------------------------------------------------------------
+
+    @invariant()
+    def every_process_is_known(self) -> None:
+        workers = self.world.pool.workers
+        for process in self.world.processes.values():
+            if process.abandoned or "kill" in process.told:
+                continue
+            worker = workers[process.slot]
+            assert worker.generation == process.generation
+            known = worker.alive and worker.pid == process.pid
+            assert known or (worker.state is WorkerState.FORKING and not process.answered)
+
+    @invariant()
+    def every_worker_is_a_process(self) -> None:
+        for worker in self.world.pool.workers:
+            if worker.alive:
+                assert worker.pid in self.world.processes
+            if worker.state is WorkerState.FORKING:
+                assert (worker.slot, worker.generation) in self.world.asked
+
+    @invariant()
+    def whoever_waits_for_time_has_a_deadline(self) -> None:
+        waits = {
+            WorkerState.FORKING,
+            WorkerState.DRAINING,
+            WorkerState.STOPPING,
+            WorkerState.KILLING,
+            WorkerState.BACKOFF,
+            WorkerState.QUARANTINED,
+        }
+        for worker in self.world.pool.workers:
+            assert (worker.deadline is not None) == (worker.state in waits)
+        zygote = self.world.pool.zygote
+        waiting = zygote.state in {ZygoteState.ENDING, ZygoteState.BACKOFF}
+        assert (zygote.deadline is not None) == waiting
+
+    @invariant()
+    def nothing_is_left_when_it_has_ended(self) -> None:
+        if self.world.exit_code is not None:
+            assert not [one for one in self.world.processes.values() if not one.abandoned]
+            assert self.world.zygote is None
+
+    def teardown(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        if not self.world.pool.stopping:
+            for process in self.world.processes.values():
+                process.told.clear()
+            play(self.world, stubborn=False, until=is_up)
+            assert is_up(self.world), self.world.pool
+            self.world.post(m.Terminate())
+        # The worst of workers: it neither drains nor stops, and ends only by SIGKILL.
+        play(self.world, stubborn=True, until=has_ended)
+        assert self.world.exit_code == 0, self.world.pool
+
+
+Supervision.TestCase.settings = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+TestSupervision = Supervision.TestCase
