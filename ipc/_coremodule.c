@@ -206,10 +206,12 @@ ONE_INDEX(core_disarm, return PyBool_FromLong(tsq_disarm(&self->q, me)))
 ONE_INDEX(core_empty_others, return PyLong_FromUnsignedLong(tsq_empty_others(&self->q, me)))
 ONE_INDEX(core_ignore_unanswering, tsq_ignore_unanswering(&self->q, me); Py_RETURN_NONE)
 
-#define SHARED_NUMBER(name, where)                                                                 \
+/* limit: what is not below it is damage, and read as 0. */
+#define SHARED_NUMBER(name, where, limit)                                                          \
     static PyObject *name##_get(Core *self, void *Py_UNUSED(closure)) {                            \
         if (!is_open(self)) return NULL;                                                           \
-        return PyLong_FromUnsignedLong(atomic_load(where(&self->q)));                              \
+        uint32_t n = atomic_load(where(&self->q));                                                 \
+        return PyLong_FromUnsignedLong(n < (limit) ? n : 0);                                       \
     }                                                                                              \
     static int name##_set(Core *self, PyObject *v, void *Py_UNUSED(closure)) {                     \
         if (!v) {                                                                                  \
@@ -222,10 +224,10 @@ ONE_INDEX(core_ignore_unanswering, tsq_ignore_unanswering(&self->q, me); Py_RETU
         return 0;                                                                                  \
     }
 
-SHARED_NUMBER(core_custodian, tsq_custodian)
-SHARED_NUMBER(core_supervisor, tsq_supervisor)
-SHARED_NUMBER(core_max_deliveries, tsq_max_deliveries)
-SHARED_NUMBER(core_changes, tsq_changes)
+SHARED_NUMBER(core_custodian, tsq_custodian, self->q.geo.participants)
+SHARED_NUMBER(core_supervisor, tsq_supervisor, self->q.geo.participants)
+SHARED_NUMBER(core_max_deliveries, tsq_max_deliveries, UINT32_MAX)
+SHARED_NUMBER(core_changes, tsq_changes, UINT32_MAX)
 
 /* ---- messages ---- */
 
@@ -295,7 +297,7 @@ static PyObject *core_claim(Core *self, PyObject *arg) {
         (void)tsq_dead_letter(&self->q, (uint32_t)me, &lease, text, sizeof text - 1, 0, ring);
         return fail(rc);
     }
-    if (!rc) (void)tsq_release(&self->q, (uint32_t)me, &lease, &wake); /* no memory for the payload */
+    if (!rc || rc == TSQ_TOO_LARGE) (void)tsq_release(&self->q, (uint32_t)me, &lease, &wake); /* no memory for it */
     return PyErr_Occurred() ? NULL : fail(rc);
 }
 

@@ -59,6 +59,7 @@ class AsyncTaskQueue:
         loop = self._loop = asyncio.get_running_loop()
         self.custodian = Custodian(self.queue, loop)
         loop.add_reader(self.queue.fileno(), self._on_bell)
+        self.queue.on_empty = self._emptied
         self._core.arm(self._me)
         self.custodian.start()
         self._on_bell()
@@ -185,6 +186,11 @@ class AsyncTaskQueue:
         self.queue.ring(self._core.pick_sleeper(self._me, True))
         if self._patience is None and self._loop is not None:
             self._patience = self._loop.call_later(PATIENCE, self._lose_patience)
+
+    def _emptied(self) -> None:
+        """The last task ended while the next claim was waiting: producers prefer us from now on."""
+        if self._claimer is not None:
+            self._core.set_empty(self._me, True)
 
     def _lose_patience(self) -> None:
         self._patience = None

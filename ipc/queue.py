@@ -33,7 +33,7 @@ from taskiq_supervise.ipc.model import (
 from taskiq_supervise.ipc.segment import open_core, queue_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from typing_extensions import Buffer, Self
@@ -63,6 +63,8 @@ class TaskQueue:
         slots, inline_size, participants, blocks = core.geometry()
         self.geometry = Geometry(slots, inline_size, participants, blocks)
         self._leases: set[Lease] = set()
+        self.on_empty: Callable[[], None] | None = None
+        """Called when the last lease has ended."""
         self._supervises = False
         self._locks = open_lock_file(directory / "lock")
         try:
@@ -145,6 +147,8 @@ class TaskQueue:
 
     def lease_ended(self, lease: Lease) -> None:
         self._leases.discard(lease)
+        if not self._leases and self.on_empty is not None:
+            self.on_empty()
 
     # ---- outcomes ----
 

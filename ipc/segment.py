@@ -9,6 +9,7 @@ once one wins and the other uses it.
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import re
@@ -116,15 +117,23 @@ def _create(path: Path, geometry: Geometry) -> None:
         temporary.unlink()
 
 
-def _set_aside_of_another_boot(path: Path, core: Core) -> bool:
+def _set_aside_of_another_boot(path: Path, core: Core, opened: os.stat_result) -> bool:
     """A segment of an earlier boot (the folder is on a disk): kept, but not trusted."""
     if core.boot_id() == boot_id():
         return False
     aside = path.with_name(f"segment.boot-{core.boot_id().hex()[:8]}-{time.time_ns()}")
+    # One at a time, and only the file that was looked at: after a reboot several start at once, and
+    # the name may be that of the new segment by now.
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if not os.path.samestat(path.stat(), opened):
+            return True
         path.rename(aside)
     except FileNotFoundError:  # another process set it aside just now
         return True
+    finally:
+        os.close(folder)
     logger.warning(
         "queue segment %s is of an earlier boot: kept as %s, starting with an empty one",
         path,
@@ -150,6 +159,7 @@ def open_core(directory: Path, geometry: Geometry) -> Core:
         except OSError as error:
             raise SegmentError(f"cannot open the queue segment {path}: {error.strerror}") from error
         try:
+            opened = os.fstat(fd)
             core = Core(fd)
         except SegmentError as error:
             raise SegmentError(
@@ -158,7 +168,7 @@ def open_core(directory: Path, geometry: Geometry) -> Core:
             ) from error
         finally:
             os.close(fd)
-        if _set_aside_of_another_boot(path, core):
+        if _set_aside_of_another_boot(path, core, opened):
             core.close()
             continue
         return core

@@ -58,12 +58,12 @@ static int block_take(tsq *q, uint32_t c, uint64_t held, uint32_t *out) {
             uint64_t w = atomic_load_explicit(block_word(q, c, i), memory_order_acquire);
             if (!(w & HELD)) {
                 if (!atomic_compare_exchange_strong(block_word(q, c, i), &w, held)) continue;
-                ring_advance(q, RING_BLOCK + c, pos);
+                (void)ring_advance(q, RING_BLOCK + c, pos);
                 *out = i;
                 return TSQ_OK;
             }
         }
-        ring_advance(q, RING_BLOCK + c, pos);
+        (void)ring_advance(q, RING_BLOCK + c, pos);
     }
     return TSQ_FULL;
 }
@@ -186,10 +186,12 @@ static int block_needed(const tsq *q, uint64_t w, uint32_t dead) {
     if (word_role(w) == ROLE_REQUEST)
         return same && state != TSQ_FREE && state != TSQ_DONE;
     /* A result of a live worker is that worker's business until it is committed: it frees what it
-     * could not commit. What a dead one left is needed if it was the commit. */
+     * could not commit. What a dead one left is needed if it was the commit, which the reference tells:
+     * a repair by who takes over the dead one's index concludes under the same owner. */
     if (word_owner(w) != dead) return 1;
+    uint32_t where = ref_where(atomic_load_explicit(&slot_at(q, s)->ref, memory_order_acquire));
     return same && (state == TSQ_DONE || state == TSQ_DEAD) && word_attempt(w) == tsq_attempt_of(v) &&
-           tsq_owner_of(v) == dead;
+           tsq_owner_of(v) == dead && where != WHERE_NONE && where < WHERE_CODES;
 }
 
 /* After the slots of `dead` were repaired: frees blocks that outlived their message, hints free ones

@@ -16,8 +16,10 @@ static int awaited(tsq *q, const slot *s, uint64_t w) {
 }
 
 /* Forgets the oldest outcome of the ring. Awaited ones go to the end of the ring. 1: forgot one.
- * The hint goes last, so that a producer that dies here leaves no outcome without one. */
-static int evict_from(tsq *q, uint32_t me, unsigned r) {
+ * The hint of a forgotten one goes last, so that a producer that dies here leaves no outcome without
+ * one. An awaited one is put back only by the one that took its hint away: hints would multiply until
+ * the ring has no room, where several make room at once. */
+static int evict_from(tsq *q, uint32_t me, unsigned r, unsigned state) {
     uint64_t pos;
     uint32_t i, gen12;
     /* Bounded: a ring full of awaited outcomes must not keep the producer here. */
@@ -26,16 +28,22 @@ static int evict_from(tsq *q, uint32_t me, unsigned r) {
         if (i < q->geo.slots) {
             slot *s = slot_at(q, i);
             uint64_t w = atomic_load_explicit(&s->word, memory_order_acquire);
-            if (tsq_state_of(w) == TSQ_DONE && (tsq_gen_of(w) & 0xfffu) == gen12) {
-                if (r == RING_DONE && awaited(q, s, w)) (void)ring_put(q, r, i, tsq_gen_of(w));
-                else forgot = slot_reclaim(q, me, i, w);
+            int valid = tsq_state_of(w) == state && (tsq_gen_of(w) & 0xfffu) == gen12;
+            if (valid && state == TSQ_DONE && awaited(q, s, w)) {
+                if (ring_advance(q, r, pos)) (void)ring_put(q, RING_DONE, i, tsq_gen_of(w));
+                continue;
             }
+            forgot = valid && slot_reclaim(q, me, i, w);
         }
-        ring_advance(q, r, pos);
+        (void)ring_advance(q, r, pos);
         if (forgot) return 1;
     }
     return 0;
 }
 
-/* Makes room by forgetting an outcome: those already read first, then the oldest. */
-int make_room(tsq *q, uint32_t me) { return evict_from(q, me, RING_READ) || evict_from(q, me, RING_DONE); }
+/* Makes room: outcomes already read first, then the oldest, then the oldest dead letter, whose request
+ * may hold more blocks than the limit on their number keeps free. */
+int make_room(tsq *q, uint32_t me) {
+    return evict_from(q, me, RING_READ, TSQ_DONE) || evict_from(q, me, RING_DONE, TSQ_DONE) ||
+           evict_from(q, me, RING_DEAD, TSQ_DEAD);
+}

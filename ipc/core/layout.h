@@ -16,7 +16,8 @@
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "64-bit atomics must be lock-free to be shared");
 _Static_assert(ATOMIC_INT_LOCK_FREE == 2, "32-bit atomics must be lock-free to be shared");
 
-enum { RING_FREE = 0, RING_LANE = 1, RING_DONE = 2, RING_READ = 3, RING_DEAD = 4, RING_BLOCK = 5 };
+/* RING_AGAIN holds what was given back or lost its worker: it is claimed before what is new. */
+enum { RING_FREE = 0, RING_AGAIN = 1, RING_LANE = 2, RING_DONE = 3, RING_READ = 4, RING_DEAD = 5, RING_BLOCK = 6 };
 #define RING_MAX (RING_BLOCK + TSQ_MAX_CLASSES)
 
 /* head and tail on lines of their own: two lines because of the adjacent-line prefetcher. */
@@ -106,7 +107,7 @@ static inline uint32_t ref_where(uint64_t r) { return (uint32_t)r & 0xffffffu; }
 /* ring.c */
 int ring_put(tsq *q, unsigned r, uint32_t index, uint64_t gen);
 int ring_peek(tsq *q, unsigned r, uint64_t *pos, uint32_t *index, uint32_t *gen12);
-void ring_advance(tsq *q, unsigned r, uint64_t pos);
+int ring_advance(tsq *q, unsigned r, uint64_t pos);
 uint32_t ring_hints(const tsq *q, unsigned r);
 void ring_mark_hinted(const tsq *q, unsigned r, uint8_t *set, uint32_t n);
 

@@ -15,24 +15,29 @@ static uint64_t with_state(uint64_t w, unsigned state, unsigned attempt) {
     return tsq_word(state, tsq_owner_of(w), attempt, tsq_gen_of(w));
 }
 
-int tsq_claim(tsq *q, uint32_t me, tsq_lease *out) {
+static int claim_from(tsq *q, uint32_t me, unsigned r, tsq_lease *out) {
     uint64_t pos;
     uint32_t i, gen12;
-    while (ring_peek(q, RING_LANE, &pos, &i, &gen12)) {
+    while (ring_peek(q, r, &pos, &i, &gen12)) {
         if (i < q->geo.slots) {
             uint64_t w = atomic_load_explicit(&slot_at(q, i)->word, memory_order_acquire);
             if (tsq_state_of(w) == TSQ_READY) {
                 uint64_t mine = tsq_word(TSQ_LEASED, me, tsq_attempt_of(w), tsq_gen_of(w));
                 if (!atomic_compare_exchange_strong(&slot_at(q, i)->word, &w, mine)) continue;
-                ring_advance(q, RING_LANE, pos);
+                (void)ring_advance(q, r, pos);
                 out->slot = i;
                 out->word = mine;
                 return TSQ_OK;
             }
         }
-        ring_advance(q, RING_LANE, pos);
+        (void)ring_advance(q, r, pos);
     }
     return TSQ_EMPTY;
+}
+
+int tsq_claim(tsq *q, uint32_t me, tsq_lease *out) {
+    if (!claim_from(q, me, RING_AGAIN, out)) return TSQ_OK;
+    return claim_from(q, me, RING_LANE, out);
 }
 
 int tsq_read_request(tsq *q, const tsq_lease *lease, char *id, uint32_t *id_len, void *payload,
@@ -101,14 +106,14 @@ static void drop_request(tsq *q, uint32_t me, const tsq_lease *lease, uint32_t e
     if (extent) extent_free(q, me, ROLE_REQUEST, lease->slot, tsq_gen_of(lease->word), extent - 1);
 }
 
-/* Hints an outcome for eviction; a ring full of stale hints loses its oldest one first. */
+/* Hints an outcome for eviction; a ring full of stale hints loses its oldest one first. Bounded: should
+ * all hints be valid, some of them doubly, the audit hints this outcome. */
 static void hint_outcome(tsq *q, unsigned r, uint32_t i, uint64_t gen, unsigned state) {
-    while (ring_put(q, r, i, gen)) {
+    for (uint64_t tries = q->at.ring_size[r]; tries && ring_put(q, r, i, gen); tries--) {
         uint64_t pos;
         uint32_t k, gen12;
         if (!ring_peek(q, r, &pos, &k, &gen12)) return;
-        ring_advance(q, r, pos);
-        if (k >= q->geo.slots) continue;
+        if (!ring_advance(q, r, pos) || k >= q->geo.slots) continue;
         uint64_t w = atomic_load_explicit(&slot_at(q, k)->word, memory_order_acquire);
         if (tsq_state_of(w) == state && (tsq_gen_of(w) & 0xfffu) == gen12) (void)ring_put(q, r, k, tsq_gen_of(w));
     }
@@ -193,7 +198,7 @@ int tsq_release(tsq *q, uint32_t me, const tsq_lease *lease, uint32_t *wake) {
     if (state != TSQ_LEASED && state != TSQ_RUNNING) return TSQ_BAD_ARGUMENT;
     int rc = move(q, lease, with_state(lease->word, TSQ_READY, state == TSQ_RUNNING ? attempt - 1 : attempt));
     if (rc) return rc;
-    (void)ring_put(q, RING_LANE, lease->slot, tsq_gen_of(lease->word));
+    (void)ring_put(q, RING_AGAIN, lease->slot, tsq_gen_of(lease->word));
     *wake = tsq_pick_sleeper(q, me, 0);
     return TSQ_OK;
 }

@@ -152,6 +152,6 @@ void dead_letters_trim(tsq *q, uint32_t me) {
             uint64_t w = atomic_load_explicit(&slot_at(q, i)->word, memory_order_acquire);
             if (tsq_state_of(w) == TSQ_DEAD && (tsq_gen_of(w) & 0xfffu) == gen12) (void)slot_reclaim(q, me, i, w);
         }
-        ring_advance(q, RING_DEAD, pos);
+        (void)ring_advance(q, RING_DEAD, pos);
     }
 }

@@ -16,13 +16,13 @@ static int take_free(tsq *q, uint32_t me, uint32_t *index, uint64_t *word) {
             if (tsq_state_of(w) == TSQ_FREE) {
                 uint64_t mine = tsq_word(TSQ_WRITING, me, 0, tsq_gen_of(w) + 1);
                 if (!atomic_compare_exchange_strong(&s->word, &w, mine)) continue;
-                ring_advance(q, RING_FREE, pos);
+                (void)ring_advance(q, RING_FREE, pos);
                 *index = i;
                 *word = mine;
                 return TSQ_OK;
             }
         }
-        ring_advance(q, RING_FREE, pos);
+        (void)ring_advance(q, RING_FREE, pos);
     }
     return TSQ_FULL;
 }

@@ -35,7 +35,7 @@ static void note(repair *r, uint32_t i, uint32_t kind, uint64_t word) {
 static void redeliver(repair *r, uint32_t i, uint64_t w, unsigned attempt) {
     uint64_t to = tsq_word(TSQ_READY, r->me, attempt, tsq_gen_of(w));
     if (!change(r, i, w, to)) return;
-    (void)ring_put(r->q, RING_LANE, i, tsq_gen_of(w));
+    (void)ring_put(r->q, RING_AGAIN, i, tsq_gen_of(w));
     note(r, i, TSQ_REDELIVERED, to);
 }
 
@@ -115,6 +115,7 @@ int tsq_recover(tsq *q, uint32_t dead, uint32_t me, uint64_t cause, uint64_t now
         uint64_t mask = ~(UINT64_C(1) << (dead % 64));
         atomic_fetch_and(&bitmap(q, q->at.sleeping)[dead / 64], mask);
         atomic_fetch_and(&bitmap(q, q->at.empty)[dead / 64], mask);
+        ring_mark_hinted(q, RING_AGAIN, r.lane, q->geo.slots);
         ring_mark_hinted(q, RING_LANE, r.lane, q->geo.slots);
         ring_mark_hinted(q, RING_FREE, r.freed, q->geo.slots);
         ring_mark_hinted(q, RING_DONE, r.done, q->geo.slots);
@@ -139,27 +140,60 @@ int tsq_recover(tsq *q, uint32_t dead, uint32_t me, uint64_t cause, uint64_t now
     return rc;
 }
 
+typedef struct {
+    uint64_t *seen;
+    uint8_t *lane, *freed, *ended;
+} audit;
+
+/* The words are read before the rings: what is hinted nowhere although its word has not changed since is
+ * not just on its way. A second hint would do no harm either. */
+static void audit_look(tsq *q, audit *a) {
+    for (uint32_t i = 0; i < q->geo.slots; i++)
+        a->seen[i] = atomic_load_explicit(&slot_at(q, i)->word, memory_order_acquire);
+    ring_mark_hinted(q, RING_AGAIN, a->lane, q->geo.slots);
+    ring_mark_hinted(q, RING_LANE, a->lane, q->geo.slots);
+    ring_mark_hinted(q, RING_FREE, a->freed, q->geo.slots);
+    ring_mark_hinted(q, RING_DONE, a->ended, q->geo.slots);
+    ring_mark_hinted(q, RING_DEAD, a->ended, q->geo.slots);
+}
+
+static int expired_by(const slot *s, uint64_t now_ns, uint64_t ttl_ns) {
+    uint64_t since = atomic_load_explicit(&s->done_ns, memory_order_acquire);
+    return ttl_ns && now_ns > since && now_ns - since > ttl_ns;
+}
+
 int tsq_audit(tsq *q, uint32_t me, uint64_t now_ns, uint64_t result_ttl_ns, uint64_t dead_ttl_ns,
               uint32_t *expired, uint32_t *rehinted) {
-    uint8_t *lane = calloc(q->geo.slots / 8 + 1, 1);
+    size_t set = q->geo.slots / 8 + 1;
+    audit a = {.seen = calloc(q->geo.slots, sizeof *a.seen), .lane = calloc(set, 1), .freed = calloc(set, 1),
+               .ended = calloc(set, 1)};
+    int rc = TSQ_NO_MEMORY;
     *expired = *rehinted = 0;
-    if (!lane) return TSQ_NO_MEMORY;
-    ring_mark_hinted(q, RING_LANE, lane, q->geo.slots);
-    for (uint32_t i = 0; i < q->geo.slots; i++) {
-        slot *s = slot_at(q, i);
-        uint64_t w = atomic_load_explicit(&s->word, memory_order_acquire);
-        unsigned state = tsq_state_of(w);
-        if (state == TSQ_READY && !hinted(lane, i)) {
-            /* Its producer was stopped between commit and hint; a second hint does no harm. */
-            if (!ring_put(q, RING_LANE, i, tsq_gen_of(w))) ++*rehinted;
-        } else if (state == TSQ_DONE || state == TSQ_DEAD) {
-            uint64_t since = atomic_load_explicit(&s->done_ns, memory_order_acquire);
-            uint64_t ttl = state == TSQ_DONE ? result_ttl_ns : dead_ttl_ns;
-            if (ttl && now_ns > since && now_ns - since > ttl) *expired += (uint32_t)slot_reclaim(q, me, i, w);
+    if (a.seen && a.lane && a.freed && a.ended) {
+        audit_look(q, &a);
+        for (uint32_t i = 0; i < q->geo.slots; i++) {
+            slot *s = slot_at(q, i);
+            uint64_t w = a.seen[i];
+            unsigned state = tsq_state_of(w);
+            if (atomic_load_explicit(&s->word, memory_order_acquire) != w) continue;
+            if (state == TSQ_READY && !hinted(a.lane, i)) { /* its producer is stopped before the hint */
+                if (!ring_put(q, RING_LANE, i, tsq_gen_of(w))) ++*rehinted;
+            } else if (state == TSQ_FREE && !hinted(a.freed, i)) {
+                (void)ring_put(q, RING_FREE, i, 0);
+            } else if (state == TSQ_DONE || state == TSQ_DEAD) {
+                if (expired_by(s, now_ns, state == TSQ_DONE ? result_ttl_ns : dead_ttl_ns))
+                    *expired += (uint32_t)slot_reclaim(q, me, i, w);
+                else if (!hinted(a.ended, i)) /* who took its hint away to put it back died in between */
+                    (void)ring_put(q, state == TSQ_DEAD ? RING_DEAD : RING_DONE, i, tsq_gen_of(w));
+            }
         }
+        rc = TSQ_OK;
     }
-    free(lane);
-    return TSQ_OK;
+    free(a.seen);
+    free(a.lane);
+    free(a.freed);
+    free(a.ended);
+    return rc;
 }
 
 void tsq_count(const tsq *q, tsq_counts *out) {

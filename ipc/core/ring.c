@@ -19,9 +19,9 @@ static uint32_t lap_of(const tsq *q, unsigned r, uint64_t pos) {
     return (uint32_t)(pos / q->at.ring_size[r] + 1);
 }
 
-static void help(tsq_au64 *end, uint64_t pos) {
-    atomic_compare_exchange_strong_explicit(end, &pos, pos + 1, memory_order_acq_rel,
-                                            memory_order_relaxed);
+static int help(tsq_au64 *end, uint64_t pos) {
+    return atomic_compare_exchange_strong_explicit(end, &pos, pos + 1, memory_order_acq_rel,
+                                                   memory_order_relaxed);
 }
 
 /* TSQ_OK, or TSQ_FULL when every cell is hinted. */
@@ -39,7 +39,7 @@ int ring_put(tsq *q, unsigned r, uint32_t index, uint64_t gen) {
         uint64_t v = atomic_load_explicit(cell, memory_order_acquire);
         uint32_t lap = lap_of(q, r, tail), seen = (uint32_t)(v >> 32);
         if (seen == lap) {
-            help(&e->tail, tail);
+            (void)help(&e->tail, tail);
             continue;
         }
         if (seen != lap - 1) {
@@ -49,7 +49,7 @@ int ring_put(tsq *q, unsigned r, uint32_t index, uint64_t gen) {
         }
         uint64_t hint = ((uint64_t)lap << 32) | ((gen & 0xfffu) << INDEX_BITS) | (index & INDEX_MASK);
         if (atomic_compare_exchange_strong(cell, &v, hint)) {
-            help(&e->tail, tail);
+            (void)help(&e->tail, tail);
             return TSQ_OK;
         }
     }
@@ -67,7 +67,7 @@ int ring_peek(tsq *q, unsigned r, uint64_t *pos, uint32_t *index, uint32_t *gen1
         }
         uint64_t tail = atomic_load_explicit(&e->tail, memory_order_acquire);
         if (tail == head) { /* whoever put the hint has not moved the tail yet */
-            help(&e->tail, tail);
+            (void)help(&e->tail, tail);
             continue;
         }
         *pos = head;
@@ -77,7 +77,8 @@ int ring_peek(tsq *q, unsigned r, uint64_t *pos, uint32_t *index, uint32_t *gen1
     }
 }
 
-void ring_advance(tsq *q, unsigned r, uint64_t pos) { help(&ring_at(q, r)->head, pos); }
+/* 1 if this caller moved the head: of all who saw the hint it is the one that removed it. */
+int ring_advance(tsq *q, unsigned r, uint64_t pos) { return help(&ring_at(q, r)->head, pos); }
 
 /* About how many hints the ring holds, stale ones included. */
 uint32_t ring_hints(const tsq *q, unsigned r) {

@@ -170,6 +170,7 @@ int tsq_participant_at(const tsq *q, uint32_t index, tsq_participant *out) {
     out->generation = (uint32_t)w;
     out->pid = atomic_load(&p->pid);
     out->guardian = atomic_load(&p->guardian);
+    if (out->guardian >= q->geo.participants) out->guardian = 0; /* damaged: nobody */
     out->explained = atomic_load(&p->explained);
     return TSQ_OK;
 }

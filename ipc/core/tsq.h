@@ -75,8 +75,8 @@ typedef struct {
 /* Where everything lies; computed from a geometry, never read from the segment. */
 typedef struct {
     uint64_t total;
-    uint64_t rings, ring_cells[TSQ_MAX_CLASSES + 5];
-    uint64_t ring_size[TSQ_MAX_CLASSES + 5];
+    uint64_t rings, ring_cells[TSQ_MAX_CLASSES + 6];
+    uint64_t ring_size[TSQ_MAX_CLASSES + 6];
     uint64_t sleeping, empty, participants, completions, hashes, slots;
     uint64_t block_words[TSQ_MAX_CLASSES], block_sizes[TSQ_MAX_CLASSES], block_data[TSQ_MAX_CLASSES];
     uint64_t stride;

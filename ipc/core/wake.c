@@ -54,7 +54,7 @@ uint32_t tsq_pick_sleeper(tsq *q, uint32_t me, int empty_only) {
     return p;
 }
 
-uint32_t tsq_ready_hints(tsq *q) { return ring_hints(q, RING_LANE); }
+uint32_t tsq_ready_hints(tsq *q) { return ring_hints(q, RING_AGAIN) + ring_hints(q, RING_LANE); }
 
 uint32_t tsq_empty_others(tsq *q, uint32_t me) {
     uint32_t n = 0;
