@@ -22,7 +22,6 @@ class ProgressFolder:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._written: set[str] = set()
 
     def set(self, task_id: str, progress: TaskProgress[Any]) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -32,7 +31,6 @@ class ProgressFolder:
         values = {"task_id": task_id, "state": state, "meta": progress.meta}
         temporary.write_bytes(to_json(values))
         temporary.replace(path)
-        self._written.add(task_id)
 
     def get(self, task_id: str) -> TaskProgress[Any] | None:
         try:
@@ -41,11 +39,10 @@ class ProgressFolder:
             return None
         return TaskProgress(state=values["state"], meta=values["meta"])
 
-    def remove(self, task_id: str, *, of_others: bool) -> None:
-        """of_others: another process may have written it. Else there is nothing to look for."""
-        if task_id not in self._written and not of_others:
+    def remove(self, task_id: str) -> None:
+        """Whoever wrote it: an earlier start of the task may have run in another process."""
+        if not os.path.isdir(self._folder):  # noqa: PTH112 - nobody says any: 1 us, not 4
             return
-        self._written.discard(task_id)
         with contextlib.suppress(FileNotFoundError):
             self._path(task_id).unlink()
 

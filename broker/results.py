@@ -90,7 +90,7 @@ class SharedMemoryResultBackend(AsyncResultBackend[_ReturnType]):
             logger.error("%s", too_large)
             failed = outcomes.error_result(too_large)
             await delivery.complete(outcomes.encode(task_id, failed, self.broker.serializer))
-        attachment.progress.remove(task_id, of_others=delivery.lease.attempt > 1)
+        attachment.progress.remove(task_id)
 
     async def is_result_ready(self, task_id: str) -> bool:
         """An instant answer. Raises ResultExpiredError for an id that is nowhere in the queue."""

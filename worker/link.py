@@ -43,6 +43,8 @@ class Link:
         try:
             data = self._socket.recv(65536)
             orders = self._decoder.feed(data)
+        except ConnectionResetError:  # killed with something of ours unread: as good as its end
+            data, orders = b"", []
         except (OSError, FramingError) as error:
             logger.error("The link to the supervisor broke: %s", error)
             data, orders = b"", []

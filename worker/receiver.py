@@ -40,7 +40,9 @@ class SupervisedReceiver(Receiver):
     """Takes the same arguments as taskiq's receiver."""
 
     board: BoardWriter | None = None
-    """Where others see what runs here; set before listening."""
+    """Where others see what runs here; set before listening, as is the next."""
+    on_listening: Callable[[], None] | None = None
+    """Called once messages can come."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -50,6 +52,7 @@ class SupervisedReceiver(Receiver):
         self._change: asyncio.Future[None] | None = None
         self._finish: asyncio.Event | None = None
         self._giving_back = False
+        self._taking: asyncio.Task[None] | None = None
 
     # --- the way from the queue to the task ------------------------------------------------------
 
@@ -57,6 +60,7 @@ class SupervisedReceiver(Receiver):
         """Runs tasks until the event is set and those that run by then have ended."""
         broker = self._own_broker()
         if broker is None:
+            self._announce()
             await super().listen(finish_event)
             return
         if self.run_startup:
@@ -64,11 +68,15 @@ class SupervisedReceiver(Receiver):
         attachment = await broker.attached()
         if attachment is None:
             raise QueueNotStartedError(queue=broker.name, reason=broker.why_not_started())
-        logger.info("Listening started.")
         self._finish = finish_event
-        taking = asyncio.create_task(self._take(attachment, broker))
+        taking = self._taking = asyncio.create_task(self._take(attachment, broker))
         finishing = asyncio.create_task(finish_event.wait())
         try:
+            # Until it has asked for its first message, a worker is not counted as one that is free,
+            # and others take a second task before it has one.
+            await asyncio.sleep(0)
+            logger.info("Listening started.")
+            self._announce()
             await asyncio.wait({taking, finishing}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             finishing.cancel()
@@ -81,6 +89,10 @@ class SupervisedReceiver(Receiver):
             taking.result()
         if self.on_exit is not None:
             self.on_exit(self)
+
+    def _announce(self) -> None:
+        if self.on_listening is not None:
+            self.on_listening()
 
     def _own_broker(self) -> SharedMemoryBroker | None:
         """The broker, if the way from its queue is ours: a receiver with own ways keeps them."""
@@ -211,7 +223,7 @@ class SupervisedReceiver(Receiver):
         result = await self.run_task(task.original_func, message, AckController(delivery.ack))
         if ack_time is AcknowledgeType.WHEN_EXECUTED:
             await delivery.ack()
-        await self._save(delivery, broker, message, result)
+        await self._save(broker, message, result)
         if delivery.manual and not delivery.acked:
             logger.warning(
                 "Task %s ended without acknowledging (ack_type is manual): it stays taken until it "
@@ -224,7 +236,6 @@ class SupervisedReceiver(Receiver):
 
     async def _save(
         self,
-        delivery: Delivery,
         broker: SharedMemoryBroker,
         message: TaskiqMessage,
         result: TaskiqResult[Any],
@@ -234,14 +245,8 @@ class SupervisedReceiver(Receiver):
                 await maybe_awaitable(middleware.post_execute(message, result))
         if isinstance(result.error, NoResultError):
             return
-        if broker.keeps_results:
-            await broker.result_backend.set_result(message.task_id, result)
-        else:
-            try:
-                await broker.result_backend.set_result(message.task_id, result)
-            except Exception:
-                logger.exception("Can't set result in result backend.")
-                return
+        if not await self._set_result(broker, message.task_id, result):
+            return
         try:
             for middleware in reversed(broker.middlewares):
                 if middleware.__class__.post_save != TaskiqMiddleware.post_save:
@@ -251,6 +256,19 @@ class SupervisedReceiver(Receiver):
                 "A middleware failed after the result of %s was saved", message.task_id
             )
 
+    async def _set_result(
+        self, broker: SharedMemoryBroker, task_id: str, result: TaskiqResult[Any]
+    ) -> bool:
+        """False: another result backend failed, and taskiq goes on as if it had not."""
+        try:
+            await broker.result_backend.set_result(task_id, result)
+        except Exception:
+            if broker.keeps_results:
+                raise
+            logger.exception("Can't set result in result backend.")
+            return False
+        return True
+
     async def _fail(self, delivery: Delivery, broker: SharedMemoryBroker, error: Exception) -> None:
         """Ends a message with an error where nothing else has."""
         delivery.manual = False
@@ -258,7 +276,7 @@ class SupervisedReceiver(Receiver):
             if not delivery.ended:
                 if not delivery.started:
                     delivery.start()
-                await broker.result_backend.set_result(delivery.task_id, error_result(error))
+                await self._set_result(broker, delivery.task_id, error_result(error))
                 delivery.finish()
         except LeaseLost as lost:
             delivery.lost(lost)
@@ -308,6 +326,9 @@ class SupervisedReceiver(Receiver):
         only its end proves to the queue that nothing of this runs any more.
         """
         self._giving_back = True
+        if self._taking is not None:
+            self._taking.cancel()
+            await asyncio.wait({self._taking})
         running = {
             execution.give_back() for execution in self._executions if execution.can_give_back
         }

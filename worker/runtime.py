@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import uvloop
@@ -25,6 +26,8 @@ from taskiq_supervise.worker.process import begin_pool_process
 from taskiq_supervise.worker.receiver import SupervisedReceiver, supervised
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from taskiq_supervise.broker.attachment import Attachment
 
 logger = logging.getLogger("taskiq_supervise.worker")
@@ -86,7 +89,7 @@ class Worker:
             return 0 if self._stop.is_set() or self._finish.is_set() else BOOT_FAILED
         receiver = self._receiver()
         receiver.board = writer
-        self._link.say("ready")
+        receiver.on_listening = partial(self._link.say, "ready")
         return await self._work(receiver)
 
     async def _boot(self) -> bool:
@@ -216,6 +219,6 @@ class Worker:
     def _stop_now(self) -> None:
         self._stop.set()
 
-    def _beat(self, beat: Any) -> None:
+    def _beat(self, beat: "Callable[[], None]") -> None:
         beat()
         asyncio.get_running_loop().call_later(HEARTBEAT, self._beat, beat)

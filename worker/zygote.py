@@ -54,16 +54,18 @@ class Zygote:
 
     def serve(self) -> None:
         """Until the supervisor closes the socket, or is gone."""
-        while True:
-            try:
-                data, fds = receive(self._socket)
-            except ConnectionResetError:
-                return
-            self._fds.extend(fds)
-            if not data:
-                return
-            for message in self._decoder.feed(data):
-                self._obey(message)
+        try:
+            while self._obey_next():
+                continue
+        except (ConnectionResetError, BrokenPipeError):
+            return  # it went while it was to be read from, or answered
+
+    def _obey_next(self) -> bool:
+        data, fds = receive(self._socket)
+        self._fds.extend(fds)
+        for message in self._decoder.feed(data):
+            self._obey(message)
+        return bool(data)
 
     def _obey(self, message: Mapping[str, Any]) -> None:
         match message.get("op"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from taskiq_supervise.broker import SharedMemoryBroker
-from taskiq_supervise.ipc import Geometry
+from taskiq_supervise.ipc import Geometry, QueueStats, TaskQueue
 from taskiq_supervise.worker.receiver import SupervisedReceiver
 
 SMALL = Geometry(slots=256, participants=64, blocks=((1024, 256), (16384, 256)))
@@ -45,3 +45,19 @@ def working() -> Working:
                 await listening
 
     return work
+
+
+async def queue_of(broker: SharedMemoryBroker) -> TaskQueue:
+    attachment = await broker.attached()
+    assert attachment is not None
+    return attachment.queue.queue
+
+
+async def stats(broker: SharedMemoryBroker) -> QueueStats:
+    return (await queue_of(broker)).stats()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """One turn of the loop after the other."""
+    while not condition():  # noqa: ASYNC110 - there is no event for it; the test has a timeout
+        await asyncio.sleep(0)

@@ -17,10 +17,10 @@ from taskiq.acks import AcknowledgeType
 from taskiq.kicker import AsyncKicker
 from taskiq.message import BrokerMessage
 from taskiq.receiver import Receiver
-from tests.broker.conftest import SMALL
+from tests.broker.conftest import SMALL, stats
 
 from taskiq_supervise.broker import DeadLetterError, SharedMemoryBroker, wait_result
-from taskiq_supervise.ipc import OutcomeKind, QueueStats
+from taskiq_supervise.ipc import OutcomeKind
 
 
 @asynccontextmanager
@@ -34,12 +34,6 @@ async def taskiqs_receiver(broker: SharedMemoryBroker, **options: Any) -> AsyncI
     finally:
         finish.set()
         await listening
-
-
-async def stats(broker: SharedMemoryBroker) -> QueueStats:
-    attachment = await broker.attached()
-    assert attachment is not None
-    return attachment.queue.queue.stats()
 
 
 @pytest.mark.parametrize(

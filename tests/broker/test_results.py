@@ -14,7 +14,7 @@ from taskiq import (
     TaskiqResult,
     TaskiqResultTimeoutError,
 )
-from taskiq.depends.progress_tracker import ProgressTracker, TaskState
+from taskiq.depends.progress_tracker import ProgressTracker, TaskProgress, TaskState
 from taskiq.exceptions import ResultGetError
 from taskiq.kicker import AsyncKicker
 from taskiq.message import BrokerMessage
@@ -272,6 +272,24 @@ async def test_progress_is_seen_while_the_task_runs_and_gone_after(
         await task.wait_result(timeout=5)
         assert await task.get_progress() is None
         assert not list((broker.base_directory / "test" / "progress").iterdir())
+
+
+async def test_progress_that_a_dead_worker_left_is_swept_by_the_next(
+    broker: SharedMemoryBroker,
+) -> None:
+    @broker.task
+    async def pending() -> None:
+        return None
+
+    await broker.startup()
+    task = await pending.kiq()
+    for task_id in (task.task_id, "finished long ago"):
+        await broker.result_backend.set_progress(task_id, TaskProgress(state="x", meta=None))
+    await broker.shutdown()
+    broker.is_worker_process = True
+    await broker.startup()
+    assert await broker.result_backend.get_progress("finished long ago") is None
+    assert await task.get_progress() is not None
 
 
 async def test_a_result_for_a_task_of_nobody_is_refused(broker: SharedMemoryBroker) -> None:

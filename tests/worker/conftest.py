@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.broker.conftest import SMALL, broker, working
 
-from taskiq_supervise.ipc import Board, DeathCause, Geometry, Role, TaskQueue
+from taskiq_supervise.ipc import Board, DeathCause, Role, TaskQueue
 from taskiq_supervise.ipc.framing import LineDecoder, send, send_with_fd
 from taskiq_supervise.worker.config import WorkerConfig
 
+__all__ = ["broker", "working"]
+
 PATIENCE = 20.0
-SMALL = Geometry(slots=256, participants=64, blocks=((1024, 256), (16384, 256)))
 _PR_SET_CHILD_SUBREAPER = 36
 
 

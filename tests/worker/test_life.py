@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 from taskiq import TaskiqMessage
-from tests.worker.conftest import SMALL
+from tests.broker.conftest import SMALL
 
 from taskiq_supervise.broker import SharedMemoryBroker, SharedMemoryTask, WorkerLostError
 from taskiq_supervise.broker.task import SharedMemoryKicker
