@@ -13,7 +13,8 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 MAX_LINE = 1 << 16
@@ -69,7 +70,7 @@ class ControlServer:
         writer.transport.set_write_buffer_limits(high=0)
         try:
             await self._converse(reader, writer)
-        except (ConnectionError, TimeoutError, asyncio.TimeoutError):
+        except ConnectionError:
             writer.transport.abort()
         finally:
             self._conversations.discard(task)
@@ -85,7 +86,8 @@ class ControlServer:
             return
         while True:
             try:
-                line = await asyncio.wait_for(reader.readuntil(b"\n"), self._patience)
+                with self._limit(writer):
+                    line = await reader.readuntil(b"\n")
             except asyncio.IncompleteReadError:
                 return
             except asyncio.LimitOverrunError:
@@ -96,7 +98,20 @@ class ControlServer:
 
     async def _reply(self, writer: asyncio.StreamWriter, answer: Mapping[str, Any]) -> None:
         writer.write(json.dumps(answer, separators=(",", ":")).encode() + b"\n")
-        await asyncio.wait_for(writer.drain(), self._patience)
+        with self._limit(writer):
+            await writer.drain()
+
+    @contextmanager
+    def _limit(self, writer: asyncio.StreamWriter) -> Iterator[None]:
+        """Cut the connection when the wait in here takes too long.
+
+        Not `asyncio.wait_for`: before Python 3.12 it can swallow a cancellation.
+        """
+        timer = asyncio.get_running_loop().call_later(self._patience, writer.transport.abort)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _answer(self, line: bytes) -> Mapping[str, Any]:
         try:

@@ -35,7 +35,8 @@ def configure(level: str, log_format: str) -> None:
 def write(report: Report) -> None:
     """Put a report into the log."""
     level, text = render(report)
-    logger.log(level, "%s", text)
+    trace = "" if report.traceback is None else "\n" + report.traceback.rstrip("\n")
+    logger.log(level, "%s%s", text, trace)
 
 
 def render(report: Report) -> tuple[int, str]:
@@ -85,9 +86,9 @@ _WORDS = {
             "itself; --no-preload asks for that from the start"
         ),
     ),
-    Happening.LOAD_FAILED: (
+    Happening.ZYGOTE_FAILED: (
         logging.ERROR,
-        "zygote={r.generation} cannot load the application: {r.detail}; running workers go on",
+        "zygote={r.generation} failed: {r.detail}; running workers go on{again}",
     ),
     Happening.REFUSED: (logging.CRITICAL, "{r.detail}"),
     Happening.FORK_FAILED: (logging.ERROR, "{who} could not be forked: {r.detail}{again}"),
@@ -116,9 +117,12 @@ _EXITED = {
 def _again(report: Report) -> str:
     if report.delay is None:
         return ""
-    if report.quarantined:
-        return f"; restarted too often lately: again in {report.delay:.1f} s"
-    return "; again at once" if report.delay <= 0 else f"; again in {report.delay:.1f} s"
+    if report.delay <= 0:
+        return "; again at once"
+    short = report.delay < 1
+    wait = f"{report.delay * 1000:.0f} ms" if short else f"{report.delay:.1f} s"
+    often = "restarted too often lately: " if report.quarantined else ""
+    return f"; {often}again in {wait}"
 
 
 def _tasks(task_ids: tuple[str, ...]) -> str:

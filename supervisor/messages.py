@@ -299,16 +299,15 @@ class Happening(enum.Enum):
     ZYGOTE_STUCK = enum.auto()
     ZYGOTE_KILLED = enum.auto()
     PRELOAD_UNSAFE = enum.auto()
-    LOAD_FAILED = enum.auto()
-    """Once the application had been loaded: tried again."""
     REFUSED = enum.auto()
-    """The first load: the end."""
+    """At the first load: the end."""
+    ZYGOTE_FAILED = enum.auto()
+    """At a later one: tried again."""
     FORK_FAILED = enum.auto()
     FORK_LOST = enum.auto()
     STRAY_KILLED = enum.auto()
     WORKER_FORKED = enum.auto()
     WORKER_READY = enum.auto()
-    WORKER_BOOT_FAILED = enum.auto()
     WORKER_DRAINING = enum.auto()
     WORKER_STOPPING = enum.auto()
     WORKER_KILLED = enum.auto()

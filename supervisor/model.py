@@ -162,6 +162,8 @@ class Zygote:
     deadline: float | None = None
     error: str | None = None
     """Why the application could not be loaded the last time it was tried."""
+    traceback: str | None = None
+    """Of that error, until it was told."""
     failed: bool = False
     """It is ENDING because of that error."""
     ready_at: float | None = None

@@ -25,6 +25,7 @@ _COLOURS = {
 }
 # Enough to see what a worker is at; `--json` has all of them.
 _TASKS_SHOWN = 5
+_NARROW = {"WORKER", "PID", "UP", "DONE", "FAILED", "CPU", "RSS", "RESTARTS"}
 
 
 def show(instances: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
@@ -43,24 +44,24 @@ def _show_instance(out: Console, instance: Mapping[str, Any]) -> None:
         facts.append(f"up {duration(instance['uptime'])}")
     if instance["transport"] is not None:
         facts.append(f"transport {instance['transport']}")
-    state = _coloured(str(instance["state"]))
-    out.print(f"[bold]{escape(instance['name'])}[/] {state}  {escape(', '.join(facts))}")
+    title = f"[bold]{escape(instance['name'])}[/] {_coloured(str(instance['state']))}"
+    out.print(f"{title}  {escape(', '.join(facts))}", soft_wrap=True)
     if instance.get("message"):
         out.print(f"[red]{escape(str(instance['message']))}[/]", soft_wrap=True)
     if instance["queue"] is not None:
         queue = instance["queue"]
         counts = ", ".join(f"{queue[key]} {key}" for key in ("ready", "leased", "delayed", "dead"))
-        out.print(f"queue: {counts}; room for {queue['capacity']}")
+        out.print(f"queue: {counts}; room for {queue['capacity']}", soft_wrap=True)
     if instance["workers"]:
         out.print(_workers(instance["workers"]))
+        _show_running(out, instance["workers"])
 
 
 def _workers(workers: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    right = ("WORKER", "PID", "UP", "DONE", "FAILED", "CPU", "RSS", "RESTARTS")
     for title in ("WORKER", "PID", "STATE", "UP", "DONE", "FAILED", "CPU", "RSS", "RESTARTS"):
-        table.add_column(title, justify="right" if title in right else "left", no_wrap=True)
-    table.add_column("RUNNING", overflow="fold")
+        table.add_column(title, justify="right" if title in _NARROW else "left", no_wrap=True)
+    table.add_column("LAST EXIT")
     for worker in workers:
         tasks = worker["tasks"]
         table.add_row(
@@ -72,27 +73,22 @@ def _workers(workers: Sequence[Mapping[str, Any]]) -> Table:
             str(tasks["failed"]),
             "-" if worker["cpu_percent"] is None else f"{worker['cpu_percent']:.0f}%",
             "-" if worker["rss_bytes"] is None else size(worker["rss_bytes"]),
-            _restarts(worker),
-            _running(worker["running"]),
+            str(worker["restarts"]),
+            escape(_or_dash(worker["last_exit"])),
         )
     return table
 
 
-def _restarts(worker: Mapping[str, Any]) -> str:
-    count = str(worker["restarts"])
-    return count if worker["last_exit"] is None else f"{count} ({escape(worker['last_exit'])})"
-
-
-def _running(tasks: Sequence[Mapping[str, Any]]) -> str:
-    oldest_first = sorted(tasks, key=lambda task: -float(task["elapsed"]))
-    lines = [
-        escape(f"{task['task_name']} {duration(task['elapsed'])}")
-        + ("" if task["attempt"] <= 1 else f" [yellow]attempt {task['attempt']}[/]")
-        for task in oldest_first[:_TASKS_SHOWN]
-    ]
-    if len(tasks) > _TASKS_SHOWN:
-        lines.append(f"and {len(tasks) - _TASKS_SHOWN} more")
-    return "\n".join(lines) or "-"
+def _show_running(out: Console, workers: Sequence[Mapping[str, Any]]) -> None:
+    """What each worker does, the longest first."""
+    for worker in workers:
+        tasks = sorted(worker["running"], key=lambda task: -float(task["elapsed"]))
+        for task in tasks[:_TASKS_SHOWN]:
+            again = f", attempt {task['attempt']}" if task["attempt"] > 1 else ""
+            line = f"{task['task_name']} for {duration(task['elapsed'])}{again}, {task['task_id']}"
+            out.print(f"worker {worker['slot']} runs {escape(line)}", soft_wrap=True)
+        if len(tasks) > _TASKS_SHOWN:
+            out.print(f"worker {worker['slot']} runs {len(tasks) - _TASKS_SHOWN} more")
 
 
 def duration(seconds: float) -> str:

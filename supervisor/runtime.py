@@ -99,13 +99,13 @@ class Instance:
         Raises AlreadyRunning and RuntimeDirectoryError.
         """
         folder = _usable(base or runtime_directory()) / check_instance_name(name)
-        lock = _lock(folder)
-        instance = cls(folder, lock)
-        instance._clear()
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        os.truncate(lock, 0)
-        os.pwrite(lock, json.dumps({"pid": os.getpid(), "command": command}).encode(), 0)
-        (folder / "pid").write_text(f"{os.getpid()}\n")
+        instance = cls(folder, _lock(folder))
+        try:
+            instance._clear()
+            instance._sign()
+        except OSError as error:
+            instance._release()
+            raise _unusable(folder, error) from error
         return instance
 
     @property
@@ -133,6 +133,15 @@ class Instance:
             (self.folder / "lock").unlink()
         with suppress(OSError):  # somebody keeps files of his own there, or a successor has come
             self.folder.rmdir()
+        self._release()
+
+    def _sign(self) -> None:
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        os.truncate(self._lock, 0)
+        os.pwrite(self._lock, json.dumps({"pid": os.getpid(), "command": command}).encode(), 0)
+        (self.folder / "pid").write_text(f"{os.getpid()}\n")
+
+    def _release(self) -> None:
         os.close(self._directory)
         os.close(self._lock)
 
@@ -193,6 +202,12 @@ def _usable(base: Path) -> Path:
     return base
 
 
+def _unusable(folder: Path, error: OSError) -> RuntimeDirectoryError:
+    return RuntimeDirectoryError(
+        f"{folder} cannot be used ({error}); choose another --name or remove what is there"
+    )
+
+
 def _lock(folder: Path) -> int:
     while True:
         try:
@@ -201,10 +216,7 @@ def _lock(folder: Path) -> int:
         except FileNotFoundError:  # its last owner removed the folder in between
             continue
         except OSError as error:
-            raise RuntimeDirectoryError(
-                f"{folder} cannot be used ({error.strerror}); "
-                "choose another --name or remove what is there"
-            ) from error
+            raise _unusable(folder, error) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

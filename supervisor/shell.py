@@ -168,8 +168,11 @@ class Supervisor:
                 self._forget(effect.slot, effect.generation)
             case m.Bury():
                 buried = self._custody.bury(effect.slot, effect.pid, effect.status)
-                journal.burial(effect.slot, effect.generation, effect.pid, buried)
                 self.post(m.Buried(effect.slot, effect.generation, jitter=random.random()))
+                # After the line that says how it died.
+                self._loop.call_soon(
+                    journal.burial, effect.slot, effect.generation, effect.pid, buried
+                )
             case m.StartZygote():
                 self._start_zygote(effect)
             case m.OpenQueue():
@@ -214,6 +217,14 @@ class Supervisor:
         except CustodyRefused as error:
             self.post(m.QueueRefused(effect.generation, str(error), error.exit_code))
         else:
+            counts = self._custody.stats()
+            if counts is not None and not self._pool.loaded:
+                journal.logger.info(
+                    "queue %r in %s: %d waiting, %d delayed, %d dead, room for %d",
+                    effect.transport.name,
+                    effect.transport.directory,
+                    *(counts[key] for key in ("ready", "delayed", "dead", "capacity")),
+                )
             self.post(m.QueueOpened(effect.generation))
 
     def _opening_done(self, task: "asyncio.Task[None]") -> None:

@@ -13,10 +13,11 @@ from typing import Any
 
 from taskiq_supervise.ipc import Board, WorkerView
 from taskiq_supervise.supervisor.messages import Transport
-from taskiq_supervise.supervisor.model import Pool, Worker
+from taskiq_supervise.supervisor.model import Pool, Worker, WorkerState
 from taskiq_supervise.supervisor.usage import Usage
 
 _NO_USAGE = Usage(None, None)
+_WAITING = {WorkerState.BACKOFF, WorkerState.QUARANTINED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,6 @@ def snapshot(
 def _worker(worker: Worker, tallies: Tallies, usage: Usage, now: float) -> dict[str, Any]:
     view = tallies.view(worker) if worker.alive else None
     done, failed = tallies.of(worker)
-    waits = worker.deadline is not None and not worker.alive and worker.pid == 0
     return {
         "slot": worker.slot,
         "pid": worker.pid if worker.alive else None,
@@ -102,9 +102,7 @@ def _worker(worker: Worker, tallies: Tallies, usage: Usage, now: float) -> dict[
         "last_exit": None if worker.last_exit is None else str(worker.last_exit),
         "last_exit_reason": None if worker.last_reason is None else worker.last_reason.value,
         "message": worker.boot_error,
-        "next_start": round(max(0.0, worker.deadline - now), 3)
-        if waits and worker.deadline is not None
-        else None,
+        "next_start": _next_start(worker, now),
         "tasks": {"done": done, "failed": failed},
         "cpu_percent": usage.cpu_percent,
         "rss_bytes": usage.rss_bytes,
@@ -118,6 +116,12 @@ def _worker(worker: Worker, tallies: Tallies, usage: Usage, now: float) -> dict[
             for task in (view.running if view is not None else ())
         ],
     }
+
+
+def _next_start(worker: Worker, now: float) -> float | None:
+    if worker.state not in _WAITING or worker.deadline is None:
+        return None
+    return round(max(0.0, worker.deadline - now), 3)
 
 
 def _transport(transport: Transport) -> str:

@@ -73,9 +73,9 @@ def loaded(zygote: Zygote, event: m.ZygoteLoaded, around: Surroundings) -> Turn:
         return _end(replace(zygote, preload=False), around, told)
     if event.broadcast is not None and around.settings.workers > 1:
         message = (
-            f"{around.settings.workers} workers would each run every task: {event.broadcast}. "
-            "Use --workers 1, or a broker that gives each task to one worker "
-            "(taskiq_supervise.SharedMemoryBroker)."
+            f"this broker cannot serve {around.settings.workers} workers: {event.broadcast}; use "
+            "--workers 1, or a broker that gives each task to one worker, such as "
+            "taskiq_supervise.SharedMemoryBroker"
         )
         return _fail(zygote, around, message, EXIT_NOT_LOADED)
     return Turn(
@@ -154,17 +154,15 @@ def _fail(
     traceback: str | None = None,
 ) -> Turn:
     """It is of no use. Cold, that is the end; warm, it is replaced once it has exited."""
-    what = m.Happening.LOAD_FAILED if around.loaded else m.Happening.REFUSED
     # The same traceback every 30 seconds would bury the rest of the log.
-    news = message != zygote.error
+    news = traceback if message != zygote.error else None
+    failed = replace(zygote, error=message, traceback=news, failed=True)
+    if around.loaded:
+        return _end(failed, around)  # `_again` tells, with the time of the next attempt
     told = m.Report(
-        what,
-        generation=zygote.generation,
-        detail=message,
-        traceback=traceback if news else None,
+        m.Happening.REFUSED, generation=zygote.generation, detail=message, traceback=traceback
     )
-    turn = _end(replace(zygote, error=message, failed=True), around, told)
-    return turn if around.loaded else turn._replace(exit_code=exit_code)
+    return _end(failed, around, told)._replace(exit_code=exit_code)
 
 
 def _end(zygote: Zygote, around: Surroundings, *reports: m.Report) -> Turn:
@@ -193,14 +191,15 @@ def _again(zygote: Zygote, event: m.ZygoteExited, around: Surroundings) -> Turn:
         jitter=event.jitter,
     )
     told = m.Report(
-        m.Happening.ZYGOTE_EXITED,
+        m.Happening.ZYGOTE_FAILED if zygote.failed else m.Happening.ZYGOTE_EXITED,
         generation=zygote.generation,
         status=event.status,
         detail=zygote.error or "",
         delay=verdict.delay,
         quarantined=verdict.quarantined,
+        traceback=zygote.traceback,
     )
-    remembering = replace(zygote, history=verdict.history)
+    remembering = replace(zygote, history=verdict.history, traceback=None)
     if verdict.delay <= 0:
         turn = begin(remembering, event, around)
         return turn._replace(effects=(told, *turn.effects))

@@ -7,7 +7,7 @@ to the test that plays them.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from taskiq_supervise.supervisor import messages as m
 from taskiq_supervise.supervisor.core import step
@@ -221,3 +221,38 @@ def _workers_move(world: World, *, stubborn: bool) -> bool:
             process.exit = ExitStatus(code=0)
             return True
     return False
+
+
+def running_world(**changes: Any) -> World:
+    world = World(Settings(**{"workers": 2, **changes}))
+    world.post(m.Started())
+    play(world, stubborn=False, until=is_up)
+    return world
+
+
+def next_deadline(world: World) -> None:
+    """Time passes until something is due."""
+    deadline = world.pool.next_deadline
+    assert deadline is not None
+    world.now = deadline
+    world.post(m.Tick())
+
+
+def crash(world: World, *, worked: bool = False) -> None:
+    """The oldest worker is killed, and that is seen."""
+    process = next(iter(world.processes.values()))
+    process.exit = KILLED
+    world.report_exit(process, worked=worked)
+
+
+def happenings(world: World) -> list[m.Happening]:
+    return [report.what for report in world.reports]
+
+
+def in_quarantine() -> World:
+    world = running_world(workers=1)
+    while world.pool.workers[0].state is not WorkerState.QUARANTINED:
+        crash(world, worked=True)
+        if world.asked:
+            play(world, stubborn=False, until=is_up)
+    return world

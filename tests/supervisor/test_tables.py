@@ -204,3 +204,12 @@ def test_an_exit_status_is_said_in_words() -> None:
         "killed by signal 63",
     ]
     assert "somebody else" in str(ExitStatus())
+
+
+@pytest.mark.parametrize("state", [one for one in WorkerState if one is not WorkerState.FORKING])
+def test_a_process_that_no_slot_waits_for_is_killed(state: WorkerState) -> None:
+    before = worker_in(state)
+    forked = m.Forked(0, 7, 999)
+    after, effects = worker_table.answer(before, forked, surroundings())
+    assert after == before
+    assert m.KillStray(0, 7, 999) in effects

@@ -1,0 +1,64 @@
+"""What a zygote says is understood, or it is one that has to be replaced."""
+
+from typing import Any
+
+import pytest
+
+from taskiq_supervise.supervisor import messages as m
+from taskiq_supervise.supervisor.zygote import understand
+
+LOADED: dict[str, Any] = {
+    "op": "loaded",
+    "transport": {"kind": "broker", "class": "taskiq_redis.ListQueueBroker"},
+    "threads": [],
+    "broadcast": None,
+}
+
+
+def test_loaded_with_somebody_elses_broker() -> None:
+    expected = m.ZygoteLoaded(3, m.Transport("broker", "taskiq_redis.ListQueueBroker"))
+    assert understand(LOADED, 3) == expected
+
+
+def test_loaded_with_a_queue_in_shared_memory() -> None:
+    transport = {"kind": "shm", "name": "q", "directory": "/d", "geometry": {"slots": 64}}
+    message = {**LOADED, "transport": transport, "threads": ["pool"], "broadcast": "why"}
+    assert understand(message, 3) == m.ZygoteLoaded(
+        3, m.Transport("shm", "q", "/d", {"slots": 64}), threads=("pool",), broadcast="why"
+    )
+
+
+def test_an_application_that_cannot_be_loaded() -> None:
+    message = {"op": "load_failed", "kind": "user", "message": "boom", "traceback": "Trace"}
+    assert understand(message, 3) == m.ZygoteLoadFailed(3, "boom", "Trace")
+
+
+def test_answers_to_forks() -> None:
+    assert understand({"op": "forked", "slot": 1, "generation": 2, "pid": 17}, 3) == m.Forked(
+        1, 2, 17
+    )
+    failed = {"op": "fork_failed", "slot": 1, "generation": 2, "errno": 11, "message": "EAGAIN"}
+    event = understand(failed, 3)
+    assert isinstance(event, m.ForkFailed)
+    assert (event.slot, event.generation, event.message) == (1, 2, "EAGAIN")
+    assert 0 <= event.jitter < 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {},
+        {"op": "dance"},
+        {"op": "forked", "slot": 1, "generation": 2},
+        {"op": "forked", "slot": "one", "generation": 2, "pid": 3},
+        {"op": "loaded"},
+        {**LOADED, "transport": {"kind": "pigeon"}},
+        {**LOADED, "transport": None},
+        {**LOADED, "threads": 5},
+    ],
+    ids=str,
+)
+def test_everything_else_is_a_reason_to_replace_it(message: dict[str, Any]) -> None:
+    event = understand(message, 3)
+    assert isinstance(event, m.ZygoteStuck)
+    assert str(message) in event.message
