@@ -1,0 +1,1 @@
+"""Measurements to repeat: `make bench` for all, `python -m benchmarks.roundtrip` for one."""
