@@ -136,7 +136,11 @@ class ZygoteProcess:
 
 
 def _command(fd: int) -> list[str]:
-    # -P (Python 3.11): `-m` would put the current folder before the standard library, and a
-    # queue.py that lies there would be imported in its place. The zygote adds the folder itself.
-    safe = ["-P"] if sys.version_info >= (3, 11) else []
-    return [sys.executable, *safe, "-m", MODULE, "--fd", str(fd)]
+    # `-m` would put the current folder before the standard library, and a queue.py that lies there
+    # would be imported in its place; -P, which prevents it, is not in Python 3.10. The zygote adds
+    # the folder itself.
+    start = (
+        "import sys; del sys.path[0]; import runpy; "
+        f"runpy.run_module({MODULE!r}, run_name='__main__', alter_sys=True)"
+    )
+    return [sys.executable, "-c", start, "--fd", str(fd)]

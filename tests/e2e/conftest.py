@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
-COMMAND = (sys.executable, "-m", "taskiq_supervise")
+COMMAND = (str(Path(sys.executable).with_name("taskiq-supervise")),)
 # Nothing here takes a second on an idle machine; the machine may be busy.
 PATIENCE = 30.0
 

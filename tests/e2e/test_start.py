@@ -55,6 +55,15 @@ def test_an_exception_in_the_application_shows_its_own_traceback_once(
     assert "importlib" not in log
 
 
+@pytest.mark.usefixtures("app")
+def test_files_beside_the_application_do_not_stand_in_for_the_standard_library(
+    supervise: Start, workdir: Path
+) -> None:
+    for name in ("queue", "typing", "signal"):
+        (workdir / f"{name}.py").write_text("raise SystemExit('not the one that was meant')\n")
+    supervise("app:broker").wait_ready()
+
+
 def test_a_syntax_error_in_the_application_names_its_line(supervise: Start, workdir: Path) -> None:
     (workdir / "wrong.py").write_text("broker = (\n")
     supervisor = supervise("wrong:broker")
