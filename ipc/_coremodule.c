@@ -427,6 +427,13 @@ static PyObject *core_watch(Core *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *core_unwatch(Core *self, PyObject *args) {
+    unsigned me, i;
+    if (!is_open(self) || !PyArg_ParseTuple(args, "II", &me, &i)) return NULL;
+    tsq_unwatch(&self->q, me, i);
+    Py_RETURN_NONE;
+}
+
 static PyObject *core_completions(Core *self, PyObject *arg) {
     uint32_t slots[1024];
     unsigned long me = PyLong_AsUnsignedLong(arg);
@@ -535,7 +542,7 @@ static PyMethodDef core_methods[] = {
     M(register, METH_VARARGS), M(unregister, METH_O), M(participant, METH_O), M(explain, METH_O),
     M(put, METH_VARARGS), M(claim, METH_O), M(start, METH_VARARGS), M(ack, METH_VARARGS),
     M(complete, METH_VARARGS), M(finish, METH_VARARGS), M(dead_letter, METH_VARARGS), M(release, METH_VARARGS),
-    M(find, METH_O), M(outcome, METH_VARARGS), M(watch, METH_VARARGS), M(completions, METH_O),
+    M(find, METH_O), M(outcome, METH_VARARGS), M(watch, METH_VARARGS), M(unwatch, METH_VARARGS), M(completions, METH_O),
     M(sleep, METH_VARARGS), M(wake_up, METH_O), M(set_empty, METH_VARARGS), M(pick_sleeper, METH_VARARGS),
     M(ready_hints, METH_NOARGS), M(empty_others, METH_O), M(ignore_unanswering, METH_O),
     M(arm, METH_O), M(disarm, METH_O),

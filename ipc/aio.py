@@ -1,10 +1,11 @@
 """AsyncTaskQueue: a TaskQueue on a running event loop.
 
 One reader on the doorbell serves everything that waits: the claim of a worker, the waits for
-results, and the duties of the custodian. Nothing polls. Two timers exist, and only while somebody
-waits: a wake that was not answered within PATIENCE is passed on to another worker, because the
-one that was rung may be stopped; and every SWEEP the watched messages are looked at, because a
-process may be stopped between the step that ended a message and the ring that tells of it.
+results, and the duties of the custodian. Nothing polls. Timers exist only while somebody waits: a
+wake that was not answered within PATIENCE is passed on to another worker, because the one that was
+rung may be stopped; work that is still there a SWEEP later is rung for everywhere, and every SWEEP
+the watched messages are looked at, because a process may be stopped between a step and the ring
+that tells of it.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class AsyncTaskQueue:
         self._impatient = False
         self._patience: asyncio.TimerHandle | None = None
         self._passing: asyncio.TimerHandle | None = None
+        self._unheard: asyncio.TimerHandle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -71,7 +73,7 @@ class AsyncTaskQueue:
             return
         self.custodian.close()
         self._loop.remove_reader(self.queue.fileno())
-        for timer in (self._patience, self._passing, self._sweeping):
+        for timer in (self._patience, self._passing, self._unheard, self._sweeping):
             if timer is not None:
                 timer.cancel()
         for waiters in self._waiters.values():
@@ -131,6 +133,15 @@ class AsyncTaskQueue:
         if sleeper:
             self.queue.ring(sleeper)
             self._passing = self._loop.call_later(PATIENCE, self._pass_on)
+        elif self._unheard is None:
+            self._unheard = self._loop.call_later(SWEEP, self._ring_everywhere)
+
+    def _ring_everywhere(self) -> None:
+        """Nobody seems to sleep, and there is work: all are busy, or one who took a sleeper's
+        announcement was stopped before it rang."""
+        self._unheard = None
+        if self._loop is not None:
+            self.queue.ring_workers()
 
     # ---- claiming ----
 
@@ -236,6 +247,11 @@ class AsyncTaskQueue:
                 # Between the look and the registration nothing of this thread ran but this code;
                 # a ring in between is still in the doorbell.
                 await future
+            except (TimeoutError, asyncio.CancelledError):
+                self._forget(ticket.slot, future)
+                if self._loop is not None and ticket.slot not in self._waiters:
+                    self._core.unwatch(self._me, ticket.slot)  # nobody here will read it
+                raise
             finally:
                 if timer is not None:
                     timer.cancel()
@@ -269,6 +285,7 @@ class AsyncTaskQueue:
         self._sweeping = None
         if not self._waiters or self._loop is None:
             return
+        self._core.arm(self._me)  # who was to ring may be stopped; others shall ring
         for slot in list(self._waiters):
             self._wake_waiters(slot)
         self._sweeping = self._loop.call_later(SWEEP, self._sweep)

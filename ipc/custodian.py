@@ -74,6 +74,7 @@ class Custodian:
                 supervisor = self._core.supervisor
                 self._resign()
                 self._queue.ring(supervisor)
+                self._stand()  # only watches it, unless it has just died
                 return
             changes = self._core.changes
             if changes != self._seen_changes:
@@ -175,7 +176,7 @@ class Custodian:
         live, _, pid, guardian, _, now_generation = self._core.participant(index)
         if not live or now_generation != generation or self._closed or not self.active:
             return
-        if guardian and self._core.participant(guardian)[0]:
+        if self._lives_and_is_older(guardian, generation):
             return
         burial = self._queue.recover(index)
         if burial is None:
@@ -195,6 +196,13 @@ class Custodian:
             if ward.guardian == index and not self._watch(ward.index):
                 self._examine(ward.index, ward.generation)
 
+    def _lives_and_is_older(self, guardian: int, generation: int) -> bool:
+        """One that joined after its supposed ward is somebody else at the dead guardian's index."""
+        if not guardian:
+            return False
+        live, _, _, _, _, joined = self._core.participant(guardian)
+        return live and joined < generation
+
     # ---- audit ----
 
     def _run_audit(self) -> None:
@@ -208,7 +216,7 @@ class Custodian:
                 self._queue.name,
                 rehinted,
             )
-            self._queue.ring(self._core.pick_sleeper(self._queue.participant, False))
+        self._queue.ring_workers()
 
     def _later(self, delay: float, call: Callable[[], None]) -> None:
         def run() -> None:

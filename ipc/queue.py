@@ -66,6 +66,7 @@ class TaskQueue:
         self.on_empty: Callable[[], None] | None = None
         """Called when the last lease has ended."""
         self._supervises = False
+        self._woken_by_joining: tuple[int, ...] = ()
         self._locks = open_lock_file(directory / "lock")
         try:
             self.participant = self._join(role, guardian, tag)
@@ -73,6 +74,8 @@ class TaskQueue:
             self._locks.release()
             raise
         self._ringer = Ringer(directory, lambda index: core.participant(index)[5])
+        for other in self._woken_by_joining:
+            self._ringer.ring(other)
         self._closed = False
         _open_queues.add(self)
         self.ring(core.custodian)  # it watches over newcomers
@@ -198,6 +201,13 @@ class TaskQueue:
             if self.core.disarm(index):
                 self._ringer.ring(index)
 
+    def ring_workers(self) -> None:
+        """Ring every worker if there is work: who was to ring one of them may stand still."""
+        if self.core.ready_hints():
+            for one in self.participants():
+                if one.role == Role.WORKER:
+                    self.ring(one.index)
+
     # ---- state ----
 
     def stats(self) -> QueueStats:
@@ -322,7 +332,7 @@ class TaskQueue:
         """Nobody has buried the last owner: whoever takes its index does."""
         _, _, pid, _, tag, _ = self.core.participant(index)
         cause = DeathCause(pid=pid, worker=tag - 1 if tag else None)
-        self.core.recover(index, index, cause.packed(), time.time_ns())
+        _, self._woken_by_joining = self.core.recover(index, index, cause.packed(), time.time_ns())
         self.core.unregister(index)
 
     def close(self) -> None:

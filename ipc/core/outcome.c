@@ -24,6 +24,12 @@ void tsq_watch(tsq *q, uint32_t me, uint32_t slot_index) {
     if (slot_index < q->geo.slots) atomic_fetch_or(&slot_at(q, slot_index)->watch, UINT64_C(1) << (me % 64));
 }
 
+/* Another participant may share the bit; if it waits for the same message it loses its ring and has to
+ * look by itself. */
+void tsq_unwatch(tsq *q, uint32_t me, uint32_t slot_index) {
+    if (slot_index < q->geo.slots) atomic_fetch_and(&slot_at(q, slot_index)->watch, ~(UINT64_C(1) << (me % 64)));
+}
+
 uint32_t tsq_completions(tsq *q, uint32_t me, uint32_t *slots, uint32_t n) {
     tsq_au64 *bits = completions_of(q, me);
     uint32_t found = 0;

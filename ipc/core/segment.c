@@ -137,14 +137,16 @@ void tsq_boot_id(const tsq *q, uint8_t out[16]) { memcpy(out, head_of(q)->boot_i
 int tsq_register(tsq *q, uint32_t me, uint32_t role, uint32_t pid, uint32_t guardian, uint32_t tag) {
     if (!me || me >= q->geo.participants || participant_live(q, me)) return TSQ_BAD_ARGUMENT;
     participant *p = participant_at(q, me);
-    uint64_t w = atomic_load(&p->word);
+    /* Generations rise over all participants: one with a lower generation joined before. So an index
+     * that is used again is not taken for its last owner, as somebody's guardian for example. */
+    uint32_t generation = atomic_fetch_add(tsq_changes(q), 1) + 1;
     atomic_store(&p->pid, pid);
     atomic_store(&p->guardian, guardian);
     atomic_store(&p->explained, 0);
     atomic_store(&p->armed, 0);
     for (uint32_t i = 0; i < q->geo.slots / 64; i++) atomic_store_explicit(&completions_of(q, me)[i], 0, memory_order_relaxed);
     atomic_store(&p->word, (UINT64_C(1) << 63) | ((uint64_t)(role & 0x7fu) << 56) | ((uint64_t)(tag & 0xffffu) << 32) |
-                               (uint32_t)(w + 1));
+                               generation);
     atomic_fetch_add(tsq_changes(q), 1);
     return TSQ_OK;
 }

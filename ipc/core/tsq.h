@@ -170,6 +170,7 @@ uint64_t tsq_hash(const void *id, uint32_t id_len);
 /* TSQ_OK, TSQ_PENDING, TSQ_GONE; TSQ_TOO_LARGE: out->len is more than room, call again with more. */
 int tsq_get_outcome(tsq *q, uint32_t slot, uint64_t generation, tsq_outcome *out, void *data, uint64_t room);
 void tsq_watch(tsq *q, uint32_t me, uint32_t slot);
+void tsq_unwatch(tsq *q, uint32_t me, uint32_t slot); /* gave up waiting: the outcome need not be kept */
 /* Takes up to n slots whose watched message may have ended; returns how many. */
 uint32_t tsq_completions(tsq *q, uint32_t me, uint32_t *slots, uint32_t n);
 

@@ -1,0 +1,345 @@
+"""AsyncTaskQueue: woken, not polled; spread before depth; nobody waits for one that stands still."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from taskiq_supervise.ipc import AsyncTaskQueue, OutcomeKind, QueueFull, Role, UnknownTask, aio
+from tests.ipc.conftest import PATIENCE, is_readable, settled
+from tests.ipc.peer import SMALL
+
+if TYPE_CHECKING:
+    from tests.ipc.conftest import Peer
+
+Start = Callable[..., Awaitable[AsyncTaskQueue]]
+WORKER = {"role": Role.WORKER}
+
+
+async def soon(awaitable: Awaitable[Any]) -> Any:
+    return await asyncio.wait_for(awaitable, PATIENCE)
+
+
+async def pending(awaitable: Awaitable[Any]) -> "asyncio.Task[Any]":
+    """Begun, and as far as it gets without an event."""
+    task = asyncio.ensure_future(awaitable)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not task.done()
+    return task
+
+
+class Clockwork:
+    """Counts the timers that a loop is asked for, and how often it looks at a doorbell."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, waiting: AsyncTaskQueue) -> None:
+        loop = asyncio.get_running_loop()
+        self.timers: list[float] = []
+        self.rings = 0
+        monkeypatch.setattr(loop, "call_at", self._counting(loop.call_at))  # call_later's too
+        loop.remove_reader(waiting.queue.fileno())
+        loop.add_reader(waiting.queue.fileno(), self._ring, waiting)
+
+    def _counting(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(when: float, *arguments: Any, **more: Any) -> Any:
+            self.timers.append(when)
+            return real(when, *arguments, **more)
+
+        return counted
+
+    def _ring(self, waiting: AsyncTaskQueue) -> None:
+        self.rings += 1
+        waiting._on_bell()
+
+
+async def test_a_message_wakes_the_one_that_waits_for_it(start_queue: Start) -> None:
+    worker, client = await start_queue(**WORKER), await start_queue()
+    claim = await pending(worker.claim())
+    ticket = await client.put("id", b"payload")
+    lease = await soon(claim)
+    assert lease.payload == b"payload"
+    wait = await pending(client.wait(ticket))
+    lease.start()
+    lease.complete(b"result")
+    outcome = await soon(wait)
+    assert (outcome.kind, outcome.data) == (OutcomeKind.RESULT, b"result")
+
+
+async def test_who_waits_is_rung_once_and_sets_no_timer(
+    start_queue: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await start_queue()  # the first is the custodian and has its timer already
+    worker = await start_queue(**WORKER)
+    clockwork = Clockwork(monkeypatch, worker)
+    claim = await pending(worker.claim())
+    assert clockwork.timers == []
+    client.queue.put("id", b"")
+    await claim
+    assert clockwork.rings == 1
+    assert clockwork.timers == []
+
+
+async def test_who_waits_for_an_outcome_is_rung_once(
+    start_queue: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await start_queue(**WORKER)
+    client = await start_queue()
+    tickets = [client.queue.put(str(number), b"") for number in range(20)]
+    clockwork = Clockwork(monkeypatch, client)
+    waits = [await pending(client.wait(ticket)) for ticket in tickets]
+    assert len(clockwork.timers) == 1, "one for all, should a ring be lost"
+    for _ in tickets:
+        lease = worker.queue.claim()
+        assert lease is not None
+        lease.start()
+        lease.complete(b"")
+    await soon(asyncio.gather(*waits))
+    assert clockwork.rings == 1, "between two looks at the doorbell it is rung once"
+
+
+async def test_a_wait_has_an_end(start_queue: Start) -> None:
+    client = await start_queue()
+    await client.put("id", b"")
+    with pytest.raises(TimeoutError):
+        await client.wait("id", timeout=0.01)
+    with pytest.raises(UnknownTask):
+        await client.wait("unknown", timeout=0.01)
+
+
+async def test_a_retry_under_the_same_id_is_waited_for(start_queue: Start) -> None:
+    worker, client = await start_queue(**WORKER), await start_queue()
+    ticket = await client.put("id", b"1")
+    wait = await pending(client.wait(ticket))
+    lease = await soon(worker.claim())
+    lease.start()
+    await worker.put("id", b"2")
+    lease.finish(keep=True)
+    again = await soon(worker.claim())
+    assert (again.task_id, again.payload) == ("id", b"2")
+    again.start()
+    again.complete(b"second")
+    assert (await soon(wait)).data == b"second"
+
+
+async def test_a_retry_that_comes_later_is_waited_for(start_queue: Start) -> None:
+    worker, client = await start_queue(**WORKER), await start_queue()
+    ticket = await client.put("id", b"1")
+    wait = await pending(client.wait(ticket))
+    lease = await soon(worker.claim())
+    lease.start()
+    lease.finish(keep=True)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not wait.done(), "it ended without a result: it may come again"
+    await worker.put("id", b"2")
+    again = await soon(worker.claim())
+    again.start()
+    again.complete(b"second")
+    assert (await soon(wait)).data == b"second"
+
+
+async def test_a_claim_that_is_cancelled_passes_its_wake_on(start_queue: Start) -> None:
+    client = await start_queue()
+    first, second = await start_queue(**WORKER), await start_queue(**WORKER)
+    claims = {worker: await pending(worker.claim()) for worker in (first, second)}
+    await client.put("id", b"")
+    # One of the two has been rung; before it can look, its claim is cancelled.
+    [rung] = [worker for worker in claims if is_readable(worker.queue.fileno())]
+    claims.pop(rung).cancel()
+    [other] = claims.values()
+    assert (await soon(other)).task_id == "id"
+
+
+async def test_a_claim_that_is_cancelled_after_it_was_woken_passes_its_wake_on(
+    start_queue: Start,
+) -> None:
+    client = await start_queue()
+    first, second = await start_queue(**WORKER), await start_queue(**WORKER)
+    claims = {worker: await pending(worker.claim()) for worker in (first, second)}
+    client.queue.put("id", b"")
+    [rung] = [worker for worker in claims if is_readable(worker.queue.fileno())]
+    rung._on_bell()
+    claims.pop(rung).cancel()
+    [other] = claims.values()
+    assert (await soon(other)).task_id == "id"
+
+
+async def test_leaving_cancels_those_who_wait_and_gives_back(start_queue: Start) -> None:
+    client = await start_queue()
+    worker = await start_queue(**WORKER)
+    ticket = await client.put("id", b"")
+    await soon(worker.claim())
+    claim = await pending(worker.claim())
+    wait = await pending(worker.wait(ticket))
+    await worker.close()
+    for task in (claim, wait):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert client.queue.stats().ready == 1
+    with pytest.raises(RuntimeError, match="closed"):
+        await worker.claim()
+
+
+async def test_a_worker_that_leaves_passes_its_wake_on(start_queue: Start) -> None:
+    client = await start_queue()
+    first, second = await start_queue(**WORKER), await start_queue(**WORKER)
+    claims = {worker: await pending(worker.claim()) for worker in (first, second)}
+    client.queue.put("id", b"")
+    [rung] = [worker for worker in claims if is_readable(worker.queue.fileno())]
+    del claims[rung]
+    await rung.close()
+    [other] = claims.values()
+    assert (await soon(other)).task_id == "id"
+
+
+async def test_a_put_into_a_full_queue_waits_for_room(start_queue: Start) -> None:
+    client = await start_queue()
+    for number in range(SMALL.slots):
+        await client.put(str(number), b"")
+    with pytest.raises(QueueFull, match=r"stayed full for 0.01 s .64 slots.*start more workers"):
+        await client.put("one more", b"", timeout=0.01)
+    put = await pending(client.put("one more", b""))
+    lease = client.queue.claim()
+    assert lease is not None
+    lease.start()
+    lease.finish(keep=False)
+    assert (await soon(put)).task_id == "one more"
+
+
+async def test_messages_go_to_those_who_do_nothing_first(
+    start_queue: Start, new_peer: "Callable[[], Peer]"
+) -> None:
+    """Four workers of four free places each, four messages: one each."""
+    client = await start_queue()
+    workers = [new_peer() for _ in range(4)]
+    for worker in workers:
+        worker.join_async("role=Role.WORKER")
+        worker.ask(
+            "taken = []\n"
+            "async def work():\n"
+            "    for _ in range(4):\n"
+            "        lease = await waiting.claim()\n"
+            "        lease.start()\n"
+            "        taken.append(lease)\n"
+            "working = asyncio.create_task(work())\n"
+            "await asyncio.sleep(0)"
+        )
+    for number in range(4):
+        await client.put(str(number), b"")
+    # All are taken when the queue says so; each of the four rings somebody before that.
+    while client.queue.stats().ready or client.queue.stats().leased:
+        await asyncio.sleep(0)
+    assert [worker.ask("len(taken)") for worker in workers] == [1, 1, 1, 1]
+    for number in range(8):
+        await client.put(f"more {number}", b"")
+    while client.queue.stats().ready or client.queue.stats().leased:
+        await asyncio.sleep(0)
+    assert sum(worker.ask("len(taken)") for worker in workers) == 12
+
+
+async def test_what_a_stopped_worker_was_rung_for_goes_to_another(
+    start_queue: Start, new_peer: "Callable[[], Peer]"
+) -> None:
+    client = await start_queue()
+    stopped, well = new_peer(), new_peer()
+    for worker in (stopped, well):
+        worker.join_async("role=Role.WORKER")
+        worker.ask("claiming = asyncio.create_task(waiting.claim()); await asyncio.sleep(0)")
+    stopped.stop()
+    for number in range(2):  # one of the two rings the stopped one
+        await client.put(str(number), b"")
+    first = well.ask("lease = await claiming; lease.start(); lease.task_id")
+    claimed = well.begin("lease = await waiting.claim(); lease.task_id")
+    second = await asyncio.to_thread(well.answer, claimed)
+    assert {first, second} == {"0", "1"}
+    stopped.go_on()
+
+
+async def test_a_producer_that_stands_still_keeps_nobody_from_work(
+    start_queue: Start, new_peer: "Callable[[], Peer]"
+) -> None:
+    """It has taken the only sleeper's announcement and stops before it rings."""
+    client, worker = await start_queue(), await start_queue(**WORKER)
+    claim = await pending(worker.claim())
+    producer = new_peer()
+    producer.join()
+    await settled(client, worker)
+    producer.begin(
+        "queue.core.put(queue.participant, b'id', b'', 0, 1)\n"
+        "os.kill(os.getpid(), signal.SIGSTOP)"
+    )
+    await asyncio.to_thread(producer.wait_stopped)
+    await client.put("another", b"")
+    assert (await asyncio.wait_for(claim, 3 * aio.SWEEP)).task_id == "id"
+    producer.go_on()
+
+
+async def test_one_who_waits_hears_of_ends_whoever_stands_still(
+    start_queue: Start, new_peer: "Callable[[], Peer]"
+) -> None:
+    """A worker stops between ending a message and ringing: its own news come late, others' do not."""
+    client, worker = await start_queue(), await start_queue(**WORKER)
+    stopped = new_peer()
+    stopped.join("role=Role.WORKER")
+    tickets = [await client.put(str(number), b"") for number in range(4)]
+    waits = [await pending(client.wait(ticket)) for ticket in tickets]
+    stopped.begin(
+        "lease = queue.claim(); lease.start()\n"
+        "woken = queue.core.complete(queue.participant, lease.slot, lease._word, b'', 1)\n"
+        "[queue.core.disarm(index) for index in woken]\n"
+        "os.kill(os.getpid(), signal.SIGSTOP)"
+    )
+    await asyncio.to_thread(stopped.wait_stopped)
+    assert (await soon(waits[0])).kind is OutcomeKind.RESULT, "the sweep finds it"
+    loop = asyncio.get_running_loop()
+    for wait in waits[1:]:
+        lease = await soon(worker.claim())
+        lease.start()
+        began = loop.time()
+        lease.complete(b"")
+        await soon(wait)
+        assert loop.time() - began < aio.SWEEP / 2, "it was not rung, the sweep found it"
+    stopped.go_on()
+
+
+async def test_a_forgotten_wait_does_not_keep_its_outcome_for_ever(start_queue: Start) -> None:
+    """Clients that gave up waiting must not fill the queue with outcomes that nobody will read."""
+    client, worker = await start_queue(), await start_queue(**WORKER)
+    for number in range(2 * SMALL.slots):
+        ticket = await client.put(str(number), b"", timeout=1)
+        with pytest.raises(TimeoutError):
+            await client.wait(ticket, timeout=0)
+        lease = await soon(worker.claim())
+        lease.start()
+        lease.complete(b"")
+
+
+async def test_many_processes_many_messages(
+    start_queue: Start, new_peer: "Callable[[], Peer]"
+) -> None:
+    client = await start_queue()
+    workers = [new_peer() for _ in range(3)]
+    for worker in workers:
+        worker.join_async("role=Role.WORKER")
+        worker.ask(
+            "async def work():\n"
+            "    while True:\n"
+            "        lease = await waiting.claim()\n"
+            "        lease.start()\n"
+            "        lease.complete(lease.payload[::-1])\n"
+            "working = asyncio.create_task(work())\n"
+            "None"
+        )
+
+    async def round_trip(number: int) -> None:
+        payload = f"{number}-{'x' * (number % 700)}".encode()
+        ticket = await client.put(str(number), payload)
+        assert (await client.wait(ticket)).data == payload[::-1]
+
+    for start in range(0, 600, 20):
+        await soon(asyncio.gather(*(round_trip(number) for number in range(start, start + 20))))
+    assert all(worker.pid != os.getpid() for worker in workers)
+    assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL

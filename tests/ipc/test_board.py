@@ -1,0 +1,193 @@
+"""The worker board: what a reader sees of a writer, whatever the writer does."""
+
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from taskiq_supervise.ipc import Board, RunningTask, board
+
+if TYPE_CHECKING:
+    from tests.ipc.conftest import Peer
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "board"
+
+
+@pytest.fixture
+def written(path: Path) -> Iterator[Board]:
+    made = Board.create(path, 3, 4)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def read(path: Path, written: Board) -> Iterator[Board]:
+    opened = Board.open(path)
+    yield opened
+    opened.close()
+
+
+def names(board: Board, slot: int = 0) -> "list[tuple[str, str, int]]":
+    return [(task.task_id, task.task_name, task.attempt) for task in board.read(slot).running]
+
+
+def test_what_is_written_is_read(written: Board, read: Board) -> None:
+    writer = written.writer(1)
+    writer.reset(pid=4711, generation=3)
+    entry = writer.begin("id", "module:task", 2)
+    writer.begin("other", "module:other", 1)
+    view = read.read(1)
+    assert (view.pid, view.generation, view.done, view.failed, view.in_flight) == (4711, 3, 0, 0, 2)
+    assert names(read, 1) == [("id", "module:task", 2), ("other", "module:other", 1)]
+    assert view.heartbeat <= view.running[0].started <= view.running[1].started
+    writer.end(entry, failed=False)
+    writer.end(writer.begin("third", "module:task", 1), failed=True)
+    view = read.read(1)
+    assert (view.done, view.failed, view.in_flight) == (1, 1, 1)
+    assert names(read, 1) == [("other", "module:other", 1)]
+    before = view.heartbeat
+    writer.beat()
+    assert read.read(1).heartbeat > before
+
+
+def test_sections_are_apart(written: Board, read: Board) -> None:
+    writers = [written.writer(slot) for slot in range(3)]
+    for slot, writer in enumerate(writers):
+        writer.reset(pid=slot + 1, generation=1)
+        for number in range(4):
+            writer.begin(f"{slot}-{number}", "x" * 128, 1)
+    for slot in range(3):
+        assert [task_id for task_id, _, _ in names(read, slot)] == [f"{slot}-{n}" for n in range(4)]
+    for slot in (-1, 3):
+        with pytest.raises(IndexError, match="the board has 3"):
+            read.read(slot)
+
+
+def test_more_tasks_than_entries_are_counted(written: Board, read: Board) -> None:
+    writer = written.writer(0)
+    writer.reset(1, 1)
+    entries = [writer.begin(str(number), "task", 1) for number in range(6)]
+    assert entries[4:] == [-1, -1]
+    view = read.read(0)
+    assert (view.in_flight, len(view.running)) == (6, 4)
+    for entry in entries:
+        writer.end(entry, failed=False)
+    view = read.read(0)
+    assert (view.in_flight, view.done, view.running) == (0, 6, ())
+    assert writer.begin("again", "task", 1) >= 0
+
+
+def test_long_and_foreign_text_is_cut_and_shown(written: Board, read: Board) -> None:
+    writer = written.writer(0)
+    writer.reset(1, 1)
+    writer.begin("ü" * 150, "任務" * 100, 1)
+    [(task_id, name, _)] = names(read)
+    assert task_id == "ü" * 100
+    assert name.startswith("任務" * 20)
+    assert len(name.encode()) <= 131  # the last character may be a replacement
+
+
+def test_a_new_worker_begins_with_nothing(written: Board, read: Board) -> None:
+    old = written.writer(0)
+    old.reset(1, 1)
+    old.begin("left behind", "task", 1)
+    old.end(old.begin("done", "task", 1), failed=True)
+    new = written.writer(0)
+    new.reset(2, 2)
+    view = read.read(0)
+    assert (view.pid, view.generation, view.in_flight, view.done, view.failed) == (2, 2, 0, 0, 0)
+    assert view.running == ()
+
+
+@pytest.mark.parametrize("torn", ["entry", "head"])
+def test_what_a_killed_writer_left_half_written_is_left_out(
+    path: Path, written: Board, read: Board, torn: str
+) -> None:
+    writer = written.writer(0)
+    writer.reset(pid=7, generation=1)
+    writer.begin("whole", "task", 1)
+    writer.begin("torn", "task", 1)
+    at = board._HEADER_SIZE
+    if torn == "entry":
+        at += board._HEAD_SIZE + board._ENTRY_SIZE
+    with path.open("r+b") as file:
+        file.seek(at)
+        [sequence] = struct.unpack("<I", file.read(4))
+        file.seek(at)
+        file.write(struct.pack("<I", sequence | 1))
+    view = read.read(0)
+    assert view.pid == 7
+    expected = ["whole"] if torn == "entry" else ["whole", "torn"]
+    assert [task.task_id for task in view.running] == expected
+    successor = written.writer(0)
+    successor.reset(pid=8, generation=2)
+    successor.begin("next", "task", 1)
+    assert names(read) == [("next", "task", 1)]
+    assert read.read(0).pid == 8
+
+
+def test_readers_see_no_mixture_while_a_process_writes_and_is_killed(
+    path: Path, written: Board, read: Board, new_peer: "Callable[[], Peer]"
+) -> None:
+    """Id, name and attempt belong together in every entry that is shown."""
+    peer = new_peer()
+    peer.ask(
+        f"board = Board.open({str(path)!r})\n"
+        "writer = board.writer(0)\n"
+        "writer.reset(os.getpid(), 1)"
+    )
+    peer.begin(
+        "number = 0\n"
+        "while True:\n"
+        "    number = number % 999 + 1\n"
+        "    entry = writer.begin(str(number), str(number) * 9, number)\n"
+        "    writer.end(entry, failed=False)"
+    )
+    shown = 0
+
+    def look() -> None:
+        nonlocal shown
+        for task in read.read(0).running:
+            shown += 1
+            assert task.task_id == str(task.attempt), task
+            assert task.task_name == task.task_id * 9, task
+
+    while shown < 300:
+        look()
+    peer.kill()
+    look()
+    assert read.read(0).pid == peer.pid
+
+
+def test_an_empty_section_reads_as_nothing(read: Board) -> None:
+    view = read.read(2)
+    assert (view.pid, view.in_flight, view.running) == (0, 0, ())
+
+
+def test_a_file_that_is_no_board_is_refused(tmp_path: Path, path: Path, written: Board) -> None:
+    short = tmp_path / "short"
+    short.write_bytes(b"TSQBOARD")
+    with pytest.raises(board.BoardError, match="8 bytes are no board"):
+        Board.open(short)
+    whole = path.read_bytes()
+    for offset in range(24):  # magic, version, workers, tasks, bytes of a section
+        other = tmp_path / "other"
+        other.write_bytes(whole[:offset] + bytes([whole[offset] ^ 0x5A]) + whole[offset + 1 :])
+        with pytest.raises(board.BoardError, match="not a board of this version"):
+            Board.open(other)
+    os.truncate(path, len(whole) + 1)
+    with pytest.raises(board.BoardError, match="not a board of this version"):
+        Board.open(path)
+
+
+def test_an_entry_is_a_value(written: Board) -> None:
+    one, other = RunningTask("id", "name", 1.0, 1), RunningTask("id", "name", 1.0, 1)
+    assert one == other
+    with pytest.raises(AttributeError):
+        one.attempt = 2  # type: ignore[misc]

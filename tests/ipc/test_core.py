@@ -1,0 +1,108 @@
+"""The promises of the C core: whatever dies or stands still, at whatever instruction.
+
+What each program does is said at its top, in core/. `make stress` runs them for longer, at every
+optimisation level, and under ThreadSanitizer.
+"""
+
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.ipc.mutants import MUTANTS, Mutant
+
+if TYPE_CHECKING:
+    from tests.ipc.conftest import CoreBuild
+
+STRESS_SECONDS = float(os.environ.get("STRESS_SECONDS", "30"))
+MODES = ("kill", "freeze", "fence")
+# The long operations, most of whose instructions look for something to do: every third in `make test`.
+LONG = ("recover", "expire", "complete-evicting", "put-evicting-blocks")
+SHORT = (
+    "put", "put-block", "put-table", "put-evicting", "put-sparing-awaited",
+    "claim", "claim-table", "sleep-claim", "start", "ack",
+    "complete", "complete-table", "complete-acked", "start-ack-complete",
+    "finish-keep", "finish-drop", "release-leased", "release",
+    "dead-letter", "dead-letter-trimming", "read",
+)  # fmt: skip
+
+
+def run(program: Path, *arguments: str, timeout: float = 600) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [program, *arguments], capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def holds(program: Path, *arguments: str) -> None:
+    done = run(program, *arguments)
+    assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+
+
+def all_hold(program: Path, runs: "list[tuple[str, ...]]") -> None:
+    """Two at a time: a tracer and its victim take turns on one CPU."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(lambda arguments: holds(program, *arguments), runs):
+            continue
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_stopped_at_any_instruction_nothing_is_lost_doubled_or_leaked(
+    core_build: "CoreBuild", mode: str
+) -> None:
+    program = core_build.program("stepkill", "-O2")
+    runs = [("--every", "3", mode, scenario) for scenario in LONG]
+    all_hold(program, runs + [(mode, scenario) for scenario in SHORT])
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("level", ["-O0", "-O1", "-O2", "-O3"])
+def test_stopped_at_any_instruction_at_every_optimisation_level(
+    core_build: "CoreBuild", level: str
+) -> None:
+    program = core_build.program("stepkill", level)
+    all_hold(program, [(mode, scenario) for mode in MODES for scenario in LONG + SHORT])
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("scenario", [name for name in LONG + SHORT if name != "recover"])
+def test_two_stopped_at_a_time(core_build: "CoreBuild", scenario: str) -> None:
+    program = core_build.program("stepkill", "-O2")
+    holds(program, "--every", "11", "--pair-every", "37", "pair", scenario)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_a_mistake_in_the_protocol_shows(core_build: "CoreBuild", mutant: Mutant) -> None:
+    broken = core_build.program(
+        "stepkill", "-O2", mutated={mutant.file: (mutant.old, mutant.new)}
+    )
+    done = run(broken, mutant.mode, mutant.scenario)
+    assert done.returncode == 1, f"it escaped: {done.stdout}{done.stderr}"
+    assert done.stdout.startswith("FAILED"), done.stdout
+
+
+def stress(core_build: "CoreBuild", seconds: float) -> str:
+    done = run(core_build.program("stress", "-O2"), str(seconds), "2", "2", timeout=seconds + 60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_random_kills_under_load_lose_nothing(core_build: "CoreBuild") -> None:
+    assert "lost 0" in stress(core_build, 3)
+
+
+@pytest.mark.stress
+def test_random_kills_under_load_lose_nothing_in_the_long_run(core_build: "CoreBuild") -> None:
+    assert "lost 0" in stress(core_build, STRESS_SECONDS)
+
+
+def test_no_access_is_out_of_bounds(core_build: "CoreBuild") -> None:
+    flags = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    holds(core_build.program("threads", *flags), "50000")
+
+
+@pytest.mark.stress
+def test_no_two_threads_race(core_build: "CoreBuild") -> None:
+    holds(core_build.program("threads", "-O1", "-fsanitize=thread"), "300000")
