@@ -9,7 +9,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 IPC = "src/taskiq_supervise/ipc"
-FLAGS = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-fvisibility=hidden"]
+FLAGS = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-fvisibility=hidden", "-pthread"]
 
 
 def core_extension() -> Extension:
@@ -26,6 +26,7 @@ def core_extension() -> Extension:
         depends=sorted(str(path) for path in Path(IPC).rglob("*.h")),
         define_macros=[("_GNU_SOURCE", None)],
         extra_compile_args=FLAGS,
+        extra_link_args=["-pthread"],
     )
 
 

@@ -7,6 +7,7 @@ one; the protocol is described in docs/protocol.md, its core is the C code below
 if not __name__.startswith("taskiq_supervise."):
     raise ImportError("import this package as taskiq_supervise.ipc, not from the folder it lies in")
 
+from taskiq_supervise.ipc._core import guard_parent
 from taskiq_supervise.ipc.aio import AsyncTaskQueue
 from taskiq_supervise.ipc.board import Board, BoardWriter, RunningTask, WorkerView
 from taskiq_supervise.ipc.errors import (
@@ -61,4 +62,5 @@ __all__ = [
     "UnknownTask",
     "WorkerView",
     "default_base_directory",
+    "guard_parent",
 ]

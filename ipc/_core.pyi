@@ -15,6 +15,9 @@ def segment_size(geometry: _Geometry, /) -> int:
 def initialize(fd: int, geometry: _Geometry, boot_id: bytes, /) -> None:
     """Write a new segment's first state into a zeroed file of segment_size() bytes."""
 
+def guard_parent(parent: int, seconds: float, /) -> None:
+    """Kill our process group `seconds` after the end of the process `parent`. Once per process."""
+
 @final
 class Core:
     """One mapping of one segment. ValueError after close()."""
@@ -26,6 +29,8 @@ class Core:
     def __new__(cls, fd: int) -> Core:
         """Map and check. SegmentError: what is wrong with it, to follow "… because"."""
     def close(self) -> None: ...
+    def forget(self) -> None:
+        """close() in a forked child, whatever the parent's threads were doing."""
     def geometry(self) -> _Geometry: ...
     def boot_id(self) -> bytes: ...
     def register(self, me: int, role: int, pid: int, guardian: int, tag: int, /) -> None: ...
@@ -37,8 +42,11 @@ class Core:
         self, me: int, task_id: bytes, payload: Buffer, max_deliveries: int, now_ns: int, /
     ) -> tuple[int, int, int]:
         """slot, generation, sleeper to ring (0: none)."""
-    def claim(self, me: int, /) -> tuple[int, int, bytes, bytes, int] | None:
-        """slot, word, task id, payload, starts so far; None: nothing is ready."""
+    def claim(self, me: int, again: bool, /) -> tuple[int, int, bytes, bytes, int] | None:
+        """slot, word, task id, payload, starts so far; None: nothing is ready.
+
+        again: take what was given back too, and first.
+        """
     def start(self, slot: int, word: int, /) -> int: ...
     def ack(self, slot: int, word: int, /) -> int: ...
     def complete(

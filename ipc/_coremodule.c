@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "core/guard.h"
 #include "core/tsq.h"
 
 #define RELEASE_GIL_FROM (64 * 1024)
@@ -98,6 +99,19 @@ static PyObject *mod_initialize(PyObject *Py_UNUSED(mod), PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *mod_guard_parent(PyObject *Py_UNUSED(mod), PyObject *args) {
+    int parent;
+    double seconds;
+    if (!PyArg_ParseTuple(args, "id", &parent, &seconds)) return NULL;
+    if (!(seconds >= 0 && seconds < 1e6)) return fail(TSQ_BAD_ARGUMENT);
+    int rc = guard_parent(parent, (int)(seconds * 1000));
+    if (rc) {
+        errno = -rc;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
+}
+
 /* ---- Core: life ---- */
 
 static PyObject *core_new(PyTypeObject *type, PyObject *args, PyObject *kwds) {
@@ -143,6 +157,13 @@ static void core_dealloc(Core *self) {
 
 static PyObject *core_close(Core *self, PyObject *Py_UNUSED(ignored)) {
     if (!core_unmap(self)) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* In a forked child the thread that was copying is not there: nobody uses the mapping any more. */
+static PyObject *core_forget(Core *self, PyObject *Py_UNUSED(ignored)) {
+    self->busy = 0;
+    (void)core_unmap(self);
     Py_RETURN_NONE;
 }
 
@@ -262,16 +283,17 @@ static PyObject *core_put(Core *self, PyObject *args) {
     return Py_BuildValue("IKI", out.slot, (unsigned long long)tsq_gen_of(out.word), wake);
 }
 
-static PyObject *core_claim(Core *self, PyObject *arg) {
+static PyObject *core_claim(Core *self, PyObject *args) {
     tsq_lease lease;
     char id[TSQ_MAX_ID], small[SMALL];
     uint32_t id_len = 0;
     uint64_t len = 0;
     PyObject *payload = NULL;
-    unsigned long me = PyLong_AsUnsignedLong(arg);
-    if (PyErr_Occurred() || !is_open(self)) return NULL;
+    unsigned me;
+    int again;
+    if (!is_open(self) || !PyArg_ParseTuple(args, "Ip", &me, &again)) return NULL;
     if (me >= self->q.geo.participants) return fail(TSQ_BAD_ARGUMENT);
-    if (tsq_claim(&self->q, (uint32_t)me, &lease)) Py_RETURN_NONE;
+    if (again ? tsq_claim(&self->q, me, &lease) : tsq_claim_new(&self->q, me, &lease)) Py_RETURN_NONE;
     int rc = tsq_read_request(&self->q, &lease, id, &id_len, small, sizeof small, &len);
     if (!rc) payload = PyBytes_FromStringAndSize(small, (Py_ssize_t)len);
     if (rc == TSQ_TOO_LARGE) {
@@ -294,10 +316,10 @@ static PyObject *core_claim(Core *self, PyObject *arg) {
     if (rc == TSQ_GONE) { /* damaged: kept as a dead letter, or every worker would stumble over it */
         static const char text[] = "\x04the slot's contents are out of bounds";
         uint64_t ring[TSQ_WAKE_WORDS] = {0};
-        (void)tsq_dead_letter(&self->q, (uint32_t)me, &lease, text, sizeof text - 1, 0, ring);
+        (void)tsq_dead_letter(&self->q, me, &lease, text, sizeof text - 1, 0, ring);
         return fail(rc);
     }
-    if (!rc || rc == TSQ_TOO_LARGE) (void)tsq_release(&self->q, (uint32_t)me, &lease, &wake); /* no memory for it */
+    if (!rc || rc == TSQ_TOO_LARGE) (void)tsq_release(&self->q, me, &lease, &wake); /* no memory for it */
     return PyErr_Occurred() ? NULL : fail(rc);
 }
 
@@ -538,9 +560,9 @@ static PyObject *core_counts(Core *self, PyObject *Py_UNUSED(ignored)) {
 
 #define M(name, flags) {#name, (PyCFunction)(void (*)(void))core_##name, flags, NULL}
 static PyMethodDef core_methods[] = {
-    M(close, METH_NOARGS), M(geometry, METH_NOARGS), M(boot_id, METH_NOARGS),
+    M(close, METH_NOARGS), M(forget, METH_NOARGS), M(geometry, METH_NOARGS), M(boot_id, METH_NOARGS),
     M(register, METH_VARARGS), M(unregister, METH_O), M(participant, METH_O), M(explain, METH_O),
-    M(put, METH_VARARGS), M(claim, METH_O), M(start, METH_VARARGS), M(ack, METH_VARARGS),
+    M(put, METH_VARARGS), M(claim, METH_VARARGS), M(start, METH_VARARGS), M(ack, METH_VARARGS),
     M(complete, METH_VARARGS), M(finish, METH_VARARGS), M(dead_letter, METH_VARARGS), M(release, METH_VARARGS),
     M(find, METH_O), M(outcome, METH_VARARGS), M(watch, METH_VARARGS), M(unwatch, METH_VARARGS), M(completions, METH_O),
     M(sleep, METH_VARARGS), M(wake_up, METH_O), M(set_empty, METH_VARARGS), M(pick_sleeper, METH_VARARGS),
@@ -565,6 +587,7 @@ static PyTypeObject core_type = {
 
 static PyMethodDef module_methods[] = {{"segment_size", mod_segment_size, METH_O, NULL},
                                        {"initialize", mod_initialize, METH_VARARGS, NULL},
+                                       {"guard_parent", mod_guard_parent, METH_VARARGS, NULL},
                                        {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_core", .m_size = -1, .m_methods = module_methods};

@@ -26,8 +26,12 @@ if TYPE_CHECKING:
     from taskiq_supervise.ipc.queue import TaskQueue
 
 PATIENCE = 0.005
-"""Seconds that a rung worker has to come. A wake across CPUs takes about 25 µs on the machines
-measured."""
+"""Seconds that a rung worker has to come, before another is rung. A wake across CPUs takes about
+25 µs on the machines measured."""
+
+DEPTH_PATIENCE = 0.05
+"""Seconds that a worker which runs something leaves a message to one that runs nothing. Longer,
+because on a busy machine the other one comes late, and not two tasks in one worker is the point."""
 
 SWEEP = 1.0
 """Seconds between looks at what is waited for, in case nobody rang."""
@@ -83,6 +87,13 @@ class AsyncTaskQueue:
         if self._claimer is not None:
             self._claimer.cancel()
         self._loop = None
+        self.queue.close()
+
+    def abandon(self) -> None:
+        """close() for who is not on the loop any more: it is closed, or another thread's."""
+        if self._loop is not None:
+            self.custodian.abandon()
+            self._loop = None
         self.queue.close()
 
     # ---- putting ----
@@ -178,15 +189,20 @@ class AsyncTaskQueue:
 
     def _take(self) -> Lease | None:
         core, me = self._core, self._me
+        again = True
         if self.queue.unfinished and not self._impatient:
             ready = core.ready_hints()
             if not ready:
                 return None
-            if ready <= core.empty_others(me):
+            empty_others = core.empty_others(me)
+            if ready <= empty_others:
                 self._leave_to_others()
                 return None
+            again = not empty_others  # what may have killed its worker is for one that has nothing
         self._impatient = False
-        lease = self.queue.claim()
+        lease = self.queue.claim(again=again)
+        if lease is None and not again:
+            self._leave_to_others()
         if lease is not None:
             core.set_empty(me, False)
             if core.ready_hints():
@@ -196,7 +212,7 @@ class AsyncTaskQueue:
     def _leave_to_others(self) -> None:
         self.queue.ring(self._core.pick_sleeper(self._me, True))
         if self._patience is None and self._loop is not None:
-            self._patience = self._loop.call_later(PATIENCE, self._lose_patience)
+            self._patience = self._loop.call_later(DEPTH_PATIENCE, self._lose_patience)
 
     def _emptied(self) -> None:
         """The last task ended while the next claim was waiting: producers prefer us from now on."""
@@ -221,6 +237,11 @@ class AsyncTaskQueue:
         self._core.set_empty(self._me, False)
         if self._core.ready_hints():
             self.queue.ring(self._core.pick_sleeper(self._me, False))
+
+    @property
+    def others_are_empty(self) -> bool:
+        """Another worker holds nothing and looks for work."""
+        return self._core.empty_others(self._me) > 0
 
     # ---- waiting for outcomes ----
 
@@ -249,8 +270,7 @@ class AsyncTaskQueue:
                 await future
             except (TimeoutError, asyncio.CancelledError):
                 self._forget(ticket.slot, future)
-                if self._loop is not None and ticket.slot not in self._waiters:
-                    self._core.unwatch(self._me, ticket.slot)  # nobody here will read it
+                self._unwatch(ticket)
                 raise
             finally:
                 if timer is not None:
@@ -266,6 +286,7 @@ class AsyncTaskQueue:
             try:
                 found = self._core.outcome(ticket.slot, ticket.generation)
             except LookupError:
+                self._unwatch(ticket)
                 newer = self.queue.find(ticket.task_id)
                 if newer == ticket:
                     raise UnknownTask(f"task {ticket.task_id!r} left its slot just now") from None
@@ -279,7 +300,13 @@ class AsyncTaskQueue:
             newer = self.queue.find(ticket.task_id)
             if newer == ticket:
                 return ticket, None  # it may come again; the sweep looks
+            self._unwatch(ticket)
             ticket = newer
+
+    def _unwatch(self, ticket: Ticket) -> None:
+        """Nobody here will read what is in that slot: it need not be kept for us."""
+        if self._loop is not None and ticket.slot not in self._waiters:
+            self._core.unwatch(self._me, ticket.slot)
 
     def _sweep(self) -> None:
         self._sweeping = None

@@ -60,8 +60,12 @@ class Custodian:
         self.refresh()
 
     def close(self) -> None:
-        self._closed = True
         self._loop.remove_reader(self._deaths.fileno())
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Leave without the loop, which is closed or another thread's."""
+        self._closed = True
         for timer in self._timers:
             timer.cancel()
         self._resign()
@@ -144,7 +148,11 @@ class Custodian:
         if watched is not None and watched[0] == generation:
             return True
         self._unwatch(index)
-        fd = open_write_end(self._queue.directory, index)
+        try:
+            fd = open_write_end(self._queue.directory, index)
+        except OSError as error:
+            logger.warning("cannot watch over participant %d: %s", index, error)
+            return True
         if fd is None:
             return False
         self._watched[index] = (generation, fd)

@@ -7,6 +7,8 @@ EPOLLERR at once (measured: 43 µs). A full FIFO means "already rung".
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -14,6 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 
 def bell_path(directory: Path, index: int) -> Path:
@@ -56,7 +60,12 @@ class Ringer:
         end = self._ends.get(index)
         if end is None or end[0] != generation:
             self._drop(index)
-            fd = open_write_end(self._directory, index)
+            try:
+                fd = open_write_end(self._directory, index)
+            except OSError as error:
+                # What it is rung for is in the queue; it is found when the next one rings.
+                logger.warning("cannot ring participant %d: %s", index, error)
+                return
             if fd is None:
                 return
             end = self._ends[index] = (generation, fd)
@@ -78,8 +87,12 @@ class Ringer:
 
 
 def open_write_end(directory: Path, index: int) -> int | None:
-    """None: nobody holds this bell (FileNotFoundError, or ENXIO: no reader)."""
+    """None: nobody holds this bell. OSError: this process cannot open it (too many files)."""
     try:
         return os.open(bell_path(directory, index), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a FIFO without a reader
+            return None
+        raise

@@ -80,8 +80,10 @@ class Lease:
             woken = queue.core.finish(
                 queue.participant, self.slot, self._word, keep, time.time_ns()
             )
-        finally:
+        except LeaseLost:
             self._end()
+            raise
+        self._end()
         queue.ring_watchers(woken)
 
     def release(self) -> None:
@@ -90,8 +92,10 @@ class Lease:
         queue = self._queue
         try:
             sleeper = queue.core.release(queue.participant, self.slot, self._word)
-        finally:
+        except LeaseLost:
             self._end()
+            raise
+        self._end()
         queue.ring(sleeper)
 
     def dead_letter(self, reason: DeadReason, detail: str) -> None:

@@ -66,7 +66,7 @@ class TaskQueue:
         self.on_empty: Callable[[], None] | None = None
         """Called when the last lease has ended."""
         self._supervises = False
-        self._woken_by_joining: tuple[int, ...] = ()
+        self._woken_by_joining: list[int] = []
         self._locks = open_lock_file(directory / "lock")
         try:
             self.participant = self._join(role, guardian, tag)
@@ -133,9 +133,9 @@ class TaskQueue:
             self._ringer.ring(sleeper)
         return Ticket(slot, generation, task_id)
 
-    def claim(self) -> Lease | None:
-        """Take the oldest ready message, or None."""
-        found = self.core.claim(self.participant)
+    def claim(self, *, again: bool = True) -> Lease | None:
+        """Take the oldest ready message, or None; again: those that were given back first."""
+        found = self.core.claim(self.participant, again)
         if found is None:
             return None
         slot, word, raw_id, payload, attempt = found
@@ -332,7 +332,8 @@ class TaskQueue:
         """Nobody has buried the last owner: whoever takes its index does."""
         _, _, pid, _, tag, _ = self.core.participant(index)
         cause = DeathCause(pid=pid, worker=tag - 1 if tag else None)
-        _, self._woken_by_joining = self.core.recover(index, index, cause.packed(), time.time_ns())
+        _, wake = self.core.recover(index, index, cause.packed(), time.time_ns())
+        self._woken_by_joining.extend(wake)  # once there is something to ring with
         self.core.unregister(index)
 
     def close(self) -> None:
@@ -384,7 +385,7 @@ class TaskQueue:
         self._leases.clear()
         self._bell.close(remove=False)
         self._ringer.close()
-        self.core.close()
+        self.core.forget()
 
     def __enter__(self) -> Self:
         return self

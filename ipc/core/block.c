@@ -48,9 +48,14 @@ static tsq_au64 *block_data(const tsq *q, uint32_t c, uint32_t i) {
     return bitmap(q, q->at.block_data[c]) + (uint64_t)i * q->geo.block[c].size / 8;
 }
 
+/* Blocks of a class that requests leave to results, so that a full queue can drain. Of the largest it
+ * is half: what a task returns may be as large as what it was given, which it holds until it has ended. */
+static uint32_t reserve_of(const tsq *q, uint32_t c) {
+    return q->geo.block[c].count / (c + 1 == q->geo.classes ? 2 : 16);
+}
+
 static int block_take(tsq *q, uint32_t c, uint64_t held, uint32_t *out) {
-    /* Requests leave a sixteenth of each class for results, so that a full queue can still drain. */
-    if (!((held >> 62) & 1u) && ring_hints(q, RING_BLOCK + c) <= q->geo.block[c].count / 16) return TSQ_FULL;
+    if (!((held >> 62) & 1u) && ring_hints(q, RING_BLOCK + c) <= reserve_of(q, c)) return TSQ_FULL;
     uint64_t pos;
     uint32_t i, gen12;
     while (ring_peek(q, RING_BLOCK + c, &pos, &i, &gen12)) {
@@ -76,13 +81,12 @@ static void block_drop(tsq *q, uint32_t me, uint32_t c, uint32_t i, uint64_t wor
 
 static uint64_t table_entries(const tsq *q, uint32_t c) { return q->geo.block[c].size / 8; }
 
-uint64_t extent_max(const tsq *q) {
-    if (!q->geo.classes) return 0;
-    uint32_t c = q->geo.classes - 1;
-    uint64_t by_table = table_entries(q, c) * q->geo.block[c].size;
-    uint64_t count = q->geo.block[c].count, spare = count / 16 + 1;
-    uint64_t by_count = count > spare ? (count - spare) * q->geo.block[c].size : 0;
-    uint64_t one = q->geo.block[c].size, more = by_table < by_count ? by_table : by_count;
+/* The largest payload: what one table can list, less the blocks that are left to results. */
+uint64_t extent_max(const tsq *q, uint32_t role) {
+    uint32_t c = q->geo.classes - 1, count = q->geo.block[c].count;
+    uint32_t usable = role == ROLE_REQUEST ? count - reserve_of(q, c) : count;
+    uint64_t listed = usable > 1 ? usable - 1 : 0, most = table_entries(q, c);
+    uint64_t one = q->geo.block[c].size, more = (listed < most ? listed : most) * one;
     return one > more ? one : more;
 }
 
@@ -110,7 +114,7 @@ static int table_write(tsq *q, const holder *h, const char *data, uint64_t len, 
 
 /* Writes data into blocks held by h. TSQ_OK, TSQ_FULL (nothing is kept) or TSQ_TOO_LARGE. */
 int extent_write(tsq *q, const holder *h, const void *data, uint64_t len, uint32_t *first) {
-    if (len > extent_max(q)) return TSQ_TOO_LARGE;
+    if (len > extent_max(q, h->role)) return TSQ_TOO_LARGE;
     for (uint32_t c = 0; c < q->geo.classes; c++) {
         uint32_t i;
         if (q->geo.block[c].size < len || block_take(q, c, held_word(h), &i)) continue;
@@ -128,7 +132,7 @@ int extent_len(tsq *q, uint32_t first, uint64_t *len) {
     uint32_t c, i;
     if (!block_find(q, first, &c, &i)) return TSQ_GONE;
     *len = atomic_load_explicit(block_size(q, c, i), memory_order_acquire);
-    return *len > extent_max(q) ? TSQ_GONE : TSQ_OK;
+    return *len > extent_max(q, ROLE_RESULT) ? TSQ_GONE : TSQ_OK;
 }
 
 /* Copies an extent of len bytes. Indexes are checked: a torn table yields TSQ_GONE or garbage that
@@ -163,7 +167,7 @@ void extent_free(tsq *q, uint32_t me, uint32_t role, uint32_t slot_index, uint64
     if ((head & WHO_MASK) != mine) return;
     uint64_t len = atomic_load_explicit(block_size(q, c, i), memory_order_acquire);
     uint32_t size = q->geo.block[c].size;
-    if (c == q->geo.classes - 1 && len > size && len <= extent_max(q)) {
+    if (c == q->geo.classes - 1 && len > size && len <= extent_max(q, role)) {
         uint64_t n = (len + size - 1) / size;
         tsq_au64 *table = block_data(q, c, i);
         for (uint64_t k = 0; k < n && k < table_entries(q, c); k++) {

@@ -122,7 +122,7 @@ void extent_free(tsq *q, uint32_t me, uint32_t role, uint32_t slot_index, uint64
 int extent_read(tsq *q, uint32_t first, uint64_t len, char *out);
 int extent_len(tsq *q, uint32_t first, uint64_t *len);
 int blocks_sweep(tsq *q, uint32_t dead, uint32_t me);
-uint64_t extent_max(const tsq *q);
+uint64_t extent_max(const tsq *q, uint32_t role);
 
 /* copy.c */
 void copy_in(tsq_au64 *dst, const void *src, uint64_t len);

@@ -37,8 +37,10 @@ static int claim_from(tsq *q, uint32_t me, unsigned r, tsq_lease *out) {
 
 int tsq_claim(tsq *q, uint32_t me, tsq_lease *out) {
     if (!claim_from(q, me, RING_AGAIN, out)) return TSQ_OK;
-    return claim_from(q, me, RING_LANE, out);
+    return tsq_claim_new(q, me, out);
 }
+
+int tsq_claim_new(tsq *q, uint32_t me, tsq_lease *out) { return claim_from(q, me, RING_LANE, out); }
 
 int tsq_read_request(tsq *q, const tsq_lease *lease, char *id, uint32_t *id_len, void *payload,
                      uint64_t room, uint64_t *len) {
@@ -48,7 +50,7 @@ int tsq_read_request(tsq *q, const tsq_lease *lease, char *id, uint32_t *id_len,
     uint32_t first = atomic_load_explicit(&s->extent, memory_order_acquire);
     uint64_t size = atomic_load_explicit(&s->len, memory_order_acquire);
     uint64_t padded = (n + 7u) & ~UINT64_C(7);
-    int damaged = n > TSQ_MAX_ID || size > extent_max(q) + q->geo.inline_size ||
+    int damaged = n > TSQ_MAX_ID || size > extent_max(q, ROLE_REQUEST) + q->geo.inline_size ||
                   (!first && padded + size > q->geo.inline_size);
     if (!damaged) {
         *len = size;

@@ -145,7 +145,8 @@ int tsq_get_outcome(tsq *q, uint32_t slot_index, uint64_t generation, tsq_outcom
         if (!rc) rc = extent_read(q, where - 1, out->len, data);
     }
     if (rc == TSQ_GONE || atomic_load_explicit(&s->word, memory_order_acquire) != w) return TSQ_GONE;
-    if (!rc && state == TSQ_DONE) mark_read(q, s, slot_index, generation);
+    /* Who sees that there is no result goes on waiting, for a retry: that is no reason to forget it. */
+    if (!rc && state == TSQ_DONE && out->kind != TSQ_OUTCOME_NO_RESULT) mark_read(q, s, slot_index, generation);
     return rc;
 }
 

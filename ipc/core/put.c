@@ -38,7 +38,7 @@ static int write_payload(tsq *q, uint32_t me, uint32_t i, uint64_t word, const t
     slot *s = slot_at(q, i);
     uint64_t id_room = (m->id_len + 7u) & ~UINT64_C(7);
     copy_in(s->data, m->id, m->id_len);
-    atomic_store_explicit(&s->id_len, m->id_len, memory_order_relaxed);
+    atomic_store_explicit(&s->id_len, m->id_len, memory_order_release);
     atomic_store_explicit(&s->len, m->len, memory_order_relaxed);
     uint32_t first = 0;
     if (id_room + m->len <= q->geo.inline_size) {
@@ -60,16 +60,17 @@ int tsq_put(tsq *q, uint32_t me, const tsq_message *m, tsq_lease *out, uint32_t 
     uint64_t w;
     *wake = 0;
     if (!m->id_len || m->id_len > TSQ_MAX_ID) return TSQ_BAD_ARGUMENT;
-    if (((m->id_len + 7u) & ~UINT64_C(7)) + m->len > q->geo.inline_size && m->len > extent_max(q))
+    if (((m->id_len + 7u) & ~UINT64_C(7)) + m->len > q->geo.inline_size && m->len > extent_max(q, ROLE_REQUEST))
         return TSQ_TOO_LARGE;
     while (take_free(q, me, &i, &w))
         if (!make_room(q, me)) return TSQ_FULL;
     slot *s = slot_at(q, i);
-    atomic_store_explicit(&s->ref, ref_make(0, tsq_gen_of(w), WHERE_NONE), memory_order_relaxed);
+    /* Released, where somebody without a lease may read: who sees these sees the new generation too. */
+    atomic_store_explicit(&s->ref, ref_make(0, tsq_gen_of(w), WHERE_NONE), memory_order_release);
     atomic_store_explicit(&s->watch, 0, memory_order_relaxed);
-    atomic_store_explicit(&s->death, 0, memory_order_relaxed);
-    atomic_store_explicit(&s->created_ns, m->now_ns, memory_order_relaxed);
-    atomic_store_explicit(&s->done_ns, 0, memory_order_relaxed);
+    atomic_store_explicit(&s->death, 0, memory_order_release);
+    atomic_store_explicit(&s->created_ns, m->now_ns, memory_order_release);
+    atomic_store_explicit(&s->done_ns, 0, memory_order_release);
     atomic_store_explicit(&s->max_deliveries, m->max_deliveries, memory_order_relaxed);
     int rc = write_payload(q, me, i, w, m);
     if (rc) {

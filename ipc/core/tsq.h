@@ -148,6 +148,7 @@ tsq_au32 *tsq_changes(tsq *q); /* counts registrations: the custodian looks for 
 /* On TSQ_OK *lease names the committed message and *wake a worker to ring (0: none). */
 int tsq_put(tsq *q, uint32_t me, const tsq_message *m, tsq_lease *out, uint32_t *wake);
 int tsq_claim(tsq *q, uint32_t me, tsq_lease *out);
+int tsq_claim_new(tsq *q, uint32_t me, tsq_lease *out); /* nothing that was given back */
 /* id: room for TSQ_MAX_ID bytes. TSQ_TOO_LARGE: *len is more than room, call again with more.
  * TSQ_FENCED: the lease is gone. TSQ_GONE: the slot is damaged. */
 int tsq_read_request(tsq *q, const tsq_lease *lease, char *id, uint32_t *id_len, void *payload,

@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.ipc.peer import SMALL
 
 from taskiq_supervise.ipc import AsyncTaskQueue, TaskQueue
-from tests.ipc.peer import SMALL
 
 HARNESS = Path(__file__).parent / "core"
 CORE = Path(__file__).parents[2] / "ipc" / "core"
 PROGRAMS = {
-    "stepkill": ("stepkill.c", "trace.c", "world.c"),
+    "stepkill": ("stepkill.c", "scenarios.c", "trace.c", "world.c"),
     "stress": ("stress.c",),
     "threads": ("threads.c",),
+    "fuzz": ("fuzz.c",),
 }
 
 
@@ -233,10 +234,8 @@ async def start_queue() -> AsyncIterator[Callable[..., Awaitable[AsyncTaskQueue]
         await waiting.close()
 
 
-async def settled(*waiting: AsyncTaskQueue) -> None:
-    """All rings so far have been heard."""
-    while any(is_readable(one.queue.fileno()) for one in waiting):
-        await asyncio.sleep(0)
+async def settled() -> None:
+    """All rings so far have been heard: each turn of the loop looks at every doorbell."""
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -252,6 +251,19 @@ def wait_until(queue: TaskQueue, happened: Callable[[], bool]) -> None:
         left = deadline - time.monotonic()
         assert left > 0, "it did not happen"
         assert select.select([queue], [], [], left)[0], "nobody rang"
+        queue.drain_bell()
+
+
+async def rung(queue: TaskQueue, happened: Callable[[], bool]) -> None:
+    """As wait_until(), for a queue that has no event loop beside one that has."""
+    loop = asyncio.get_running_loop()
+    while not happened():
+        ring = loop.create_future()
+        loop.add_reader(queue, ring.set_result, None)
+        try:
+            await asyncio.wait_for(ring, PATIENCE)
+        finally:
+            loop.remove_reader(queue)
         queue.drain_bell()
 
 

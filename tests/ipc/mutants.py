@@ -1,7 +1,7 @@
 """The core, broken on purpose: each a mistake that is easy to make, and where it has to show.
 
-A test that cannot tell these from the real thing proves nothing. Some escaped at first, because a repair
-hid what an operation did wrong: the reason why `freeze` never repairs.
+A test that cannot tell these from the real thing proves nothing. Some escaped at first, because a
+repair hid what an operation did wrong: the reason why `freeze` never repairs.
 """
 
 from dataclasses import dataclass

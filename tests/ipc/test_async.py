@@ -1,4 +1,4 @@
-"""AsyncTaskQueue: woken, not polled; spread before depth; nobody waits for one that stands still."""
+"""AsyncTaskQueue: woken, not polled; spread before depth; not stopped by one that stands still."""
 
 import asyncio
 import os
@@ -7,13 +7,15 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.ipc.conftest import PATIENCE, is_readable, rung, settled
+from tests.ipc.peer import SMALL
 
 from taskiq_supervise.ipc import AsyncTaskQueue, OutcomeKind, QueueFull, Role, UnknownTask, aio
-from tests.ipc.conftest import PATIENCE, is_readable, settled
-from tests.ipc.peer import SMALL
 
 if TYPE_CHECKING:
     from tests.ipc.conftest import Peer
+
+    from taskiq_supervise.ipc import TaskQueue
 
 Start = Callable[..., Awaitable[AsyncTaskQueue]]
 WORKER = {"role": Role.WORKER}
@@ -210,10 +212,10 @@ async def test_a_put_into_a_full_queue_waits_for_room(start_queue: Start) -> Non
 
 
 async def test_messages_go_to_those_who_do_nothing_first(
-    start_queue: Start, new_peer: "Callable[[], Peer]"
+    start_queue: Start, open_queue: "Callable[..., TaskQueue]", new_peer: "Callable[[], Peer]"
 ) -> None:
     """Four workers of four free places each, four messages: one each."""
-    client = await start_queue()
+    client, witness = await start_queue(), open_queue()
     workers = [new_peer() for _ in range(4)]
     for worker in workers:
         worker.join_async("role=Role.WORKER")
@@ -224,19 +226,17 @@ async def test_messages_go_to_those_who_do_nothing_first(
             "        lease = await waiting.claim()\n"
             "        lease.start()\n"
             "        taken.append(lease)\n"
+            f"        queue.ring({witness.participant})\n"
             "working = asyncio.create_task(work())\n"
             "await asyncio.sleep(0)"
         )
     for number in range(4):
         await client.put(str(number), b"")
-    # All are taken when the queue says so; each of the four rings somebody before that.
-    while client.queue.stats().ready or client.queue.stats().leased:
-        await asyncio.sleep(0)
+    await rung(witness, lambda: witness.stats().running == 4)
     assert [worker.ask("len(taken)") for worker in workers] == [1, 1, 1, 1]
     for number in range(8):
         await client.put(f"more {number}", b"")
-    while client.queue.stats().ready or client.queue.stats().leased:
-        await asyncio.sleep(0)
+    await rung(witness, lambda: witness.stats().running == 12)
     assert sum(worker.ask("len(taken)") for worker in workers) == 12
 
 
@@ -266,10 +266,9 @@ async def test_a_producer_that_stands_still_keeps_nobody_from_work(
     claim = await pending(worker.claim())
     producer = new_peer()
     producer.join()
-    await settled(client, worker)
+    await settled()
     producer.begin(
-        "queue.core.put(queue.participant, b'id', b'', 0, 1)\n"
-        "os.kill(os.getpid(), signal.SIGSTOP)"
+        "queue.core.put(queue.participant, b'id', b'', 0, 1)\nos.kill(os.getpid(), signal.SIGSTOP)"
     )
     await asyncio.to_thread(producer.wait_stopped)
     await client.put("another", b"")
@@ -280,7 +279,7 @@ async def test_a_producer_that_stands_still_keeps_nobody_from_work(
 async def test_one_who_waits_hears_of_ends_whoever_stands_still(
     start_queue: Start, new_peer: "Callable[[], Peer]"
 ) -> None:
-    """A worker stops between ending a message and ringing: its own news come late, others' do not."""
+    """A worker stops between ending a message and ringing: its news come late, others' do not."""
     client, worker = await start_queue(), await start_queue(**WORKER)
     stopped = new_peer()
     stopped.join("role=Role.WORKER")
@@ -315,6 +314,75 @@ async def test_a_forgotten_wait_does_not_keep_its_outcome_for_ever(start_queue: 
         lease = await soon(worker.claim())
         lease.start()
         lease.complete(b"")
+
+
+async def test_waiting_for_what_is_gone_keeps_nothing(start_queue: Start) -> None:
+    """Who asks for an outcome that was forgotten must not mark the next message in its slot."""
+    client, worker = await start_queue(), await start_queue(**WORKER)
+    tickets = []
+    for number in range(2 * SMALL.slots):
+        tickets.append(await client.put(f"first {number}", b""))
+        lease = await soon(worker.claim())
+        lease.start()
+        lease.complete(b"")
+    for number, ticket in enumerate(tickets[: SMALL.slots]):
+        with pytest.raises(UnknownTask):
+            await client.wait(ticket)
+        await client.put(f"second {number}", b"", timeout=1)
+        lease = await soon(worker.claim())
+        lease.start()
+        lease.complete(b"")
+
+
+async def test_while_a_retry_is_awaited_it_is_not_forgotten_that_there_was_a_task(
+    start_queue: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The retry may come later, and other tasks may need room until then."""
+    monkeypatch.setattr(aio, "SWEEP", 0.001)
+    worker, client = await start_queue(**WORKER), await start_queue()
+    wait = await pending(client.wait(await client.put("id", b"1")))
+    lease = await soon(worker.claim())
+    lease.start()
+    lease.finish(keep=True)
+    for number in range(2 * SMALL.slots):
+        await worker.put(str(number), b"")
+        lease = await soon(worker.claim())
+        lease.start()
+        lease.complete(b"")
+        client._sweep()  # it looks again
+        await settled()
+        assert not wait.done()
+    await worker.put("id", b"2")
+    lease = await soon(worker.claim())
+    lease.start()
+    lease.complete(b"second")
+    assert (await soon(wait)).data == b"second"
+
+
+async def test_what_was_given_back_is_not_left_to_one_that_stands_still(
+    start_queue: Start, new_peer: "Callable[[], Peer]"
+) -> None:
+    """An empty worker is preferred for it; should that one be stopped, others take it."""
+    client, busy, stopped = await start_queue(), await start_queue(**WORKER), new_peer()
+    for number in range(3):
+        await client.put(str(number), b"")
+    held = await soon(busy.claim())
+    stopped.join_async("role=Role.WORKER")
+    # It has taken two and is empty when it stops; then they are given back by somebody else.
+    slots = stopped.ask(
+        "leases = [queue.claim(), queue.claim()]\n"
+        "queue._leases.clear()\n"
+        "claiming = asyncio.create_task(waiting.claim()); await asyncio.sleep(0)\n"
+        "queue.core.wake_up(queue.participant)\n"
+        "[(lease.slot, lease._word) for lease in leases]"
+    )
+    stopped.stop()
+    for slot, word in slots:
+        client.queue.core.release(client.queue.participant, slot, word)
+    for _ in slots:
+        assert (await asyncio.wait_for(busy.claim(), 3 * aio.SWEEP)).task_id in ("1", "2")
+    assert held.held
+    stopped.go_on()
 
 
 async def test_many_processes_many_messages(

@@ -138,9 +138,7 @@ def test_readers_see_no_mixture_while_a_process_writes_and_is_killed(
     """Id, name and attempt belong together in every entry that is shown."""
     peer = new_peer()
     peer.ask(
-        f"board = Board.open({str(path)!r})\n"
-        "writer = board.writer(0)\n"
-        "writer.reset(os.getpid(), 1)"
+        f"board = Board.open({str(path)!r})\nwriter = board.writer(0)\nwriter.reset(os.getpid(), 1)"
     )
     peer.begin(
         "number = 0\n"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-
 from tests.ipc.mutants import MUTANTS, Mutant
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 STRESS_SECONDS = float(os.environ.get("STRESS_SECONDS", "30"))
 MODES = ("kill", "freeze", "fence")
-# The long operations, most of whose instructions look for something to do: every third in `make test`.
+# Most of their many instructions look for something to do: every third in `make test`.
 LONG = ("recover", "expire", "complete-evicting", "put-evicting-blocks")
 SHORT = (
     "put", "put-block", "put-table", "put-evicting", "put-sparing-awaited",
@@ -36,8 +35,8 @@ def run(program: Path, *arguments: str, timeout: float = 600) -> "subprocess.Com
     )
 
 
-def holds(program: Path, *arguments: str) -> None:
-    done = run(program, *arguments)
+def holds(program: Path, *arguments: str, timeout: float = 600) -> None:
+    done = run(program, *arguments, timeout=timeout)
     assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
 
 
@@ -70,14 +69,12 @@ def test_stopped_at_any_instruction_at_every_optimisation_level(
 @pytest.mark.parametrize("scenario", [name for name in LONG + SHORT if name != "recover"])
 def test_two_stopped_at_a_time(core_build: "CoreBuild", scenario: str) -> None:
     program = core_build.program("stepkill", "-O2")
-    holds(program, "--every", "11", "--pair-every", "37", "pair", scenario)
+    holds(program, "--every", "29", "--pair-every", "61", "pair", scenario)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_a_mistake_in_the_protocol_shows(core_build: "CoreBuild", mutant: Mutant) -> None:
-    broken = core_build.program(
-        "stepkill", "-O2", mutated={mutant.file: (mutant.old, mutant.new)}
-    )
+    broken = core_build.program("stepkill", "-O2", mutated={mutant.file: (mutant.old, mutant.new)})
     done = run(broken, mutant.mode, mutant.scenario)
     assert done.returncode == 1, f"it escaped: {done.stdout}{done.stderr}"
     assert done.stdout.startswith("FAILED"), done.stdout
@@ -98,9 +95,21 @@ def test_random_kills_under_load_lose_nothing_in_the_long_run(core_build: "CoreB
     assert "lost 0" in stress(core_build, STRESS_SECONDS)
 
 
+ADDRESSES = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
 def test_no_access_is_out_of_bounds(core_build: "CoreBuild") -> None:
-    flags = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    holds(core_build.program("threads", *flags), "50000")
+    holds(core_build.program("threads", *ADDRESSES), "50000")
+
+
+def test_no_access_is_out_of_bounds_whatever_the_segment_says(core_build: "CoreBuild") -> None:
+    holds(core_build.program("fuzz", *ADDRESSES), "0", "2000")
+
+
+@pytest.mark.stress
+def test_no_access_is_out_of_bounds_in_the_long_run(core_build: "CoreBuild") -> None:
+    seeds = int(STRESS_SECONDS * 1000)
+    holds(core_build.program("fuzz", *ADDRESSES), "2000", str(seeds), timeout=10 * STRESS_SECONDS)
 
 
 @pytest.mark.stress

@@ -1,4 +1,4 @@
-"""Deaths and what becomes of what the dead one held. All who die here are processes of their own."""
+"""Deaths, and what becomes of what the dead held. All who die here are processes of their own."""
 
 import asyncio
 import signal
@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.ipc.conftest import PATIENCE, is_readable, run_one, rung, settled, wait_until
+from tests.ipc.peer import SMALL
 
 from taskiq_supervise.ipc import (
     AsyncTaskQueue,
@@ -16,8 +18,6 @@ from taskiq_supervise.ipc import (
     Role,
     TaskQueue,
 )
-from tests.ipc.conftest import PATIENCE, is_readable, run_one, settled, wait_until
-from tests.ipc.peer import SMALL
 
 if TYPE_CHECKING:
     from tests.ipc.conftest import Peer
@@ -55,13 +55,14 @@ async def test_a_task_that_kills_every_worker_is_started_three_times(
     supervisor.queue.become_supervisor("test")
     ticket = await supervisor.put("id", b"")
     wait = asyncio.ensure_future(supervisor.wait(ticket))
+    causes = []
     for start in range(1, 4):
         worker = new_peer()
         worker.join(f"role=Role.WORKER, guardian={supervisor.queue.participant}, tag=3")
         worker.ask("lease = queue.claim(); lease.start()")
         worker.kill(number)
-        cause = DeathCause(pid=worker.pid, worker=2, signal=number)
-        burial = supervisor.queue.bury(worker.pid, cause)
+        causes.append(DeathCause(pid=worker.pid, worker=2, signal=number))
+        burial = supervisor.queue.bury(worker.pid, causes[-1])
         assert burial.redelivered == (("id",) if start < 3 else ())
         assert burial.dead == (("id",) if start == 3 else ())
     outcome = await asyncio.wait_for(wait, PATIENCE)
@@ -70,7 +71,7 @@ async def test_a_task_that_kills_every_worker_is_started_three_times(
         DeadReason.MAX_DELIVERIES,
         3,
     )
-    assert outcome.cause == DeathCause(pid=worker.pid, worker=2, signal=number)
+    assert outcome.cause == causes[-1]
     assert outcome.detail == f"its worker killed by {signal.Signals(number).name}"
 
 
@@ -133,9 +134,8 @@ def test_a_killed_custodian_is_replaced(open_queue: Open, new_peer: NewPeer) -> 
     for _ in range(2):
         custodian = holders(client, *peers)
         peers.remove(custodian)
-        dead = custodian.ask("queue.participant")
         custodian.kill()
-        wait_until(client, lambda: client.core.custodian not in (0, dead))
+        holders(client, *peers)
     client.put("id", b"")
     worker.ask(HOLD)
     worker.kill()
@@ -178,7 +178,7 @@ async def test_an_office_that_is_handed_to_one_who_has_just_died_is_kept(
     supervisor.join("role=Role.SUPERVISOR")
     await client.put("id", b"")
     supervisor.ask(HOLD)
-    await settled(client)
+    await settled()
     assert client.custodian.active
     supervisor.ask("queue.become_supervisor('s')")
     supervisor.kill()
@@ -201,7 +201,9 @@ async def test_a_worker_with_a_living_guardian_is_left_to_it(
     assert client.queue.stats().running == 1
     wait = asyncio.ensure_future(client.wait(ticket))
     await asyncio.sleep(0)
-    guardian.ask(f"queue.bury({worker.pid}, DeathCause(pid={worker.pid}, worker=0, signal=11)).dead")
+    guardian.ask(
+        f"queue.bury({worker.pid}, DeathCause(pid={worker.pid}, worker=0, signal=11)).dead"
+    )
     outcome = await asyncio.wait_for(wait, PATIENCE)
     assert outcome.detail == "its worker killed by SIGSEGV"
 
@@ -223,14 +225,14 @@ async def test_a_newcomer_in_the_guardians_place_is_not_the_guardian(
     start_queue: Start, open_queue: Open, new_peer: NewPeer
 ) -> None:
     """A supervisor dies, the next one gets its index, and then an old worker dies."""
-    client, guardian, worker = await start_queue(), new_peer(), new_peer()
+    client, witness = await start_queue(), open_queue()
+    guardian, worker = new_peer(), new_peer()
     index = guardian.join("role=Role.SUPERVISOR")
     worker.join(f"role=Role.WORKER, guardian={index}")
     await client.put("id", b"")
     worker.ask(HOLD)
     guardian.kill()
-    while client.queue.core.participant(index)[0]:
-        await asyncio.sleep(0)
+    await rung(witness, lambda: not witness.core.participant(index)[0])
     newcomer = open_queue(role=Role.SUPERVISOR)
     assert newcomer.participant == index
     worker.kill()
@@ -273,7 +275,7 @@ def test_everybody_killed_and_the_messages_are_still_there(
     index = supervisor.join_async("role=Role.SUPERVISOR")
     for worker in workers:
         worker.join(f"role=Role.WORKER, guardian={index}")
-    supervisor.ask("[queue.put(str(n), b'x' * n * 50) and None for n in range(20)]")
+    supervisor.ask("[queue.put(str(n), b'x' * n * 25) and None for n in range(20)]")
     assert {worker.ask(HOLD) for worker in workers} == {"0", "1", "2"}
     for process in (supervisor, *workers):
         process.stop()
@@ -308,16 +310,34 @@ def test_the_index_of_a_dead_one_is_repaired_by_who_takes_it(
 
 
 async def test_the_doorbell_of_a_dead_one_is_removed(
-    start_queue: Start, new_peer: NewPeer
+    start_queue: Start, open_queue: Open, new_peer: NewPeer
 ) -> None:
-    client, peer = await start_queue(), new_peer()
+    client, witness, peer = await start_queue(), open_queue(), new_peer()
     index = peer.join()
     bell = client.queue.directory / f"bell-{index}"
     assert bell.exists()
     peer.kill()
-    while client.queue.core.participant(index)[0]:
-        await asyncio.sleep(0)
+    await rung(witness, lambda: not witness.core.participant(index)[0])
     assert not bell.exists()
+
+
+def test_a_ring_that_cannot_be_rung_is_said_and_costs_no_message(
+    open_queue: Open, new_peer: NewPeer
+) -> None:
+    worker, client = open_queue(role=Role.WORKER), new_peer()
+    client.join()
+    worker.core.sleep(worker.participant, True)
+    said = client.ask(
+        "import io, logging, resource\n"
+        "logging.basicConfig(stream=(log := io.StringIO()))\n"
+        "used = max(map(int, os.listdir('/proc/self/fd')))\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (used, used))\n"
+        "queue.put('id', b'').slot\n"
+        "log.getvalue()"
+    )
+    assert f"cannot ring participant {worker.participant}" in said
+    assert "Too many open files" in said
+    assert run_one(worker) == "id"
 
 
 async def test_what_outlived_its_time_is_forgotten_by_the_audit(

@@ -1,4 +1,4 @@
-"""A forked child is not its parent: it has no part in the queue, and does not hide the parent's death."""
+"""A forked child is not its parent: it has no part in the queue, and does not hide its death."""
 
 import asyncio
 import os
@@ -9,9 +9,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.ipc.conftest import PATIENCE
 
 from taskiq_supervise.ipc import AsyncTaskQueue, TaskQueue
-from tests.ipc.conftest import PATIENCE
 
 if TYPE_CHECKING:
     from tests.ipc.conftest import Peer
@@ -115,6 +115,34 @@ def test_a_forked_child_has_no_part_in_the_queue(open_queue: Open, new_peer: New
     assert outcome.data == b"result"
 
 
+def test_a_forked_child_has_no_part_in_what_another_thread_was_doing(new_peer: NewPeer) -> None:
+    """One that copies a large payload has let the interpreter go, and is not there in the child."""
+    peer = new_peer()
+    peer.ask(
+        "import threading\n"
+        "large = Geometry(slots=64, participants=64, blocks=((1 << 20, 256),))\n"
+        "queue = TaskQueue.open('large', geometry=large)\n"
+        "def put():\n"
+        "    for number in range(40):\n"
+        "        queue.put(str(number), bytes(100 << 20))\n"
+        "        lease = queue.claim(); lease.start(); lease.finish(keep=False)\n"
+        "thread = threading.Thread(target=put)"
+    )
+    peer.ask(FORK)
+    said = peer.ask(
+        "def child():\n"
+        "    try: queue.core.counts()\n"
+        "    except ValueError: os._exit(0)\n"
+        "thread.start()\n"
+        "pids = []\n"
+        "while thread.is_alive() and len(pids) < 20: pids.append(fork(child)); time.sleep(0.002)\n"
+        "statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]\n"
+        "thread.join()\n"
+        "sum(statuses), len(statuses)"
+    )
+    assert said == [0, 20], "some child could still use the parent's mapping"
+
+
 def test_a_forked_child_joins_as_itself(open_queue: Open, new_peer: NewPeer) -> None:
     client, peer = open_queue(), new_peer()
     index = peer.join()
@@ -143,9 +171,7 @@ def test_a_forked_child_that_is_killed_gives_back_what_it_held(
     client.put("id", b"")
     [index] = in_child(
         peer,
-        "mine = TaskQueue.open('q')\n"
-        "lease = mine.claim(); lease.start()\n"
-        "say(mine.participant)",
+        "mine = TaskQueue.open('q')\nlease = mine.claim(); lease.start()\nsay(mine.participant)",
     )
     burial = client.recover(int(index))
     assert burial is not None

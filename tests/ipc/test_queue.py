@@ -1,9 +1,12 @@
 """TaskQueue in one process: what goes in comes out, and what ends stays to be read."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.ipc.conftest import run_one
+from tests.ipc.peer import SMALL
 
 from taskiq_supervise.ipc import (
     DeadReason,
@@ -18,14 +21,13 @@ from taskiq_supervise.ipc import (
     TaskQueue,
     UnknownTask,
 )
-from tests.ipc.conftest import run_one
-from tests.ipc.peer import SMALL
 
 if TYPE_CHECKING:
     from tests.ipc.conftest import Peer
 
-LARGEST = 32 * 256  # a table in one block of 256 bytes lists 32 others
-RESERVED = 64 // 16  # blocks of each class that requests leave to results
+RESERVED = 64 // 2  # blocks of the largest class that requests leave to results
+LARGEST = (64 - RESERVED - 1) * 256  # a table, and the blocks that requests may use
+LARGEST_RESULT = 32 * 256  # as many as one table can list
 
 
 def test_a_message_goes_its_way(queue: TaskQueue) -> None:
@@ -71,7 +73,7 @@ def test_what_can_never_fit_is_refused_at_once(queue: TaskQueue) -> None:
     assert lease is not None
     lease.start()
     with pytest.raises(PayloadTooLarge):
-        lease.complete(bytes(LARGEST + 1))
+        lease.complete(bytes(LARGEST_RESULT + 1))
     assert lease.held, "another result can be tried"
     lease.complete(b"small")
 
@@ -137,9 +139,10 @@ def test_full_means_full_and_room_is_room(queue: TaskQueue) -> None:
 
 
 def test_a_queue_full_of_payloads_can_still_store_results(queue: TaskQueue) -> None:
-    with pytest.raises(QueueFull):
+    with suppress(QueueFull):
         for number in range(SMALL.slots):
             queue.put(str(number), bytes(300))
+    assert queue.stats().ready == (64 - RESERVED) // 3
     held = 0
     while (lease := queue.claim()) is not None:
         lease.start()
@@ -237,9 +240,9 @@ def test_awaited_outcomes_are_kept_by_several_who_make_room(
     for _ in range(4 * SMALL.slots):
         queue.put("another", b"")
         run_one(queue)
+        queue.put("the last place", b"")
         with pytest.raises(QueueFull):
-            for _ in range(2):
-                queue.put("no room", b"")
+            queue.put("no room", b"")
         lease = queue.claim()
         assert lease is not None
         lease.start()
@@ -377,6 +380,23 @@ def test_an_ended_lease_is_lost_to_every_step(queue: TaskQueue) -> None:
     for step in (lease.start, lease.ack, lease.release):
         with pytest.raises(LeaseLost, match="has ended"):
             step()
+
+
+def test_a_step_that_is_refused_leaves_the_lease_held(queue: TaskQueue) -> None:
+    queue.put("id", b"")
+    lease = queue.claim()
+    assert lease is not None
+    with pytest.raises(ValueError, match="wrong step"):
+        lease.finish(keep=False)
+    assert lease.held
+    lease.start()
+    lease.ack()
+    with pytest.raises(ValueError, match="wrong step"):
+        lease.release()
+    assert lease.held
+    assert queue.unfinished == 1
+    lease.finish(keep=False)
+    assert queue.stats().free == SMALL.slots
 
 
 def test_steps_have_an_order(queue: TaskQueue) -> None:

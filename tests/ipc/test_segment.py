@@ -6,18 +6,19 @@ import stat
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-
-from taskiq_supervise.ipc import Geometry, QueueError, SegmentError, TaskQueue, segment
-from taskiq_supervise.ipc._core import segment_size
 from tests.ipc.conftest import run_one
 from tests.ipc.peer import SMALL
 
+from taskiq_supervise.ipc import Geometry, QueueError, SegmentError, TaskQueue, segment
+from taskiq_supervise.ipc._core import segment_size
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from tests.ipc.conftest import Peer
 
 # struct header of ipc/core/layout.h
@@ -76,11 +77,14 @@ def test_a_segment_that_does_not_fit_is_refused_and_left_alone(
 
 @pytest.mark.parametrize(
     ("size", "sentence"),
-    [(0, "it is empty"), (100, "less than a header"), (8192, "its header says"), (-4096, "its header says")],
-)  # fmt: skip
-def test_a_segment_of_another_size_is_refused(
-    segment_file: Path, size: int, sentence: str
-) -> None:
+    [
+        (0, "it is empty"),
+        (100, "less than a header"),
+        (8192, "its header says"),
+        (-4096, "its header says"),
+    ],
+)
+def test_a_segment_of_another_size_is_refused(segment_file: Path, size: int, sentence: str) -> None:
     os.truncate(segment_file, size if size >= 0 else segment_file.stat().st_size - size)
     with refusal(sentence):
         TaskQueue.open("q")
@@ -121,7 +125,7 @@ def test_an_impossible_geometry_is_refused(geometry: Geometry, folder: Path) -> 
 
 WORK = """
 def work(queue):
-    '''Everything that a client and a worker do. What they may say is an error that says something.'''
+    '''All that a client and a worker do. They may raise an error that says something.'''
     errors = (QueueError, ValueError, LookupError)
     from contextlib import suppress
     with suppress(*errors):
@@ -248,10 +252,14 @@ def test_names_that_are_no_file_names_are_refused(name: str) -> None:
         TaskQueue.open(name)
 
 
-def test_no_room_is_said_before_anything_is_used(folder: Path, new_peer: "Callable[[], Peer]") -> None:
+def test_no_room_is_said_before_anything_is_used(
+    folder: Path, new_peer: "Callable[[], Peer]"
+) -> None:
     peer = new_peer()
     peer.ask("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))")
-    said = peer.ask("try: TaskQueue.open('q')\nexcept SegmentError as error: said = str(error)\nsaid")
+    said = peer.ask(
+        "try: TaskQueue.open('q')\nexcept SegmentError as error: said = str(error)\nsaid"
+    )
     size = segment_size(Geometry().as_tuple()) / 1e6
     assert f"no room for a queue of {size:.0f} MB" in said
     assert str(folder) in said
@@ -350,4 +358,3 @@ def test_a_segment_that_is_set_aside_by_two_is_not_lost(
     finally:
         slower.close()
         opened[0].close()
-

@@ -9,7 +9,6 @@
  * fence   As freeze, and meanwhile the victim's lease is taken away (row X of the protocol) and the
  *         message goes its way with another worker, in four variants. The victim comes late with all
  *         it still wants to do; none of it may show.
- *
  * pair    The victim is frozen at instruction k while a second one goes through a whole cycle, put to
  *         complete, and is stopped at each of its instructions in turn: it dies there and is repaired
  *         before or after the victim goes on, or it goes on as well. For races of three: the two, and
@@ -23,306 +22,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "scenarios.h"
 #include "trace.h"
-#include "world.h"
-
-typedef struct {
-    const char *name;
-    void (*prepare)(void);
-    void (*op)(void);
-    int ends_dead; /* freeze: other ends than a result are expected of the victim */
-} scenario;
-
-static char result[LARGEST], payload[LARGEST];
-static tsq_message message;
-
-/* ---- operations: what the victim does. They report each call that came back. ---- */
-
-static void came_back(int rc) {
-    said->rc = rc;
-    said->returned++;
-}
-
-static void op_put(void) { came_back(tsq_put(&Q, VICTIM, &message, &said->lease, &said->wake)); }
-
-static void op_claim(void) {
-    came_back(tsq_claim(&Q, VICTIM, &said->lease));
-    if (!said->rc)
-        came_back(tsq_read_request(&Q, &said->lease, said->id, &said->id_len, said->data, sizeof said->data, &said->len));
-}
-
-static void op_sleep_and_claim(void) {
-    tsq_sleep(&Q, VICTIM, 1);
-    op_claim();
-    tsq_wake_up(&Q, VICTIM);
-    tsq_set_empty(&Q, VICTIM, 0);
-}
-
-static void op_start(void) { came_back(tsq_start(&Q, &track[0].lease)); }
-static void op_ack(void) { came_back(tsq_ack(&Q, &track[0].lease)); }
-
-static void op_complete(void) {
-    came_back(tsq_complete(&Q, VICTIM, &track[0].lease, result, track[0].result_len, NOW, said->wakes));
-}
-
-static void op_whole(void) {
-    came_back(tsq_start(&Q, &track[0].lease));
-    if (!said->rc) came_back(tsq_ack(&Q, &track[0].lease));
-    if (!said->rc) op_complete();
-}
-
-static void op_finish_keep(void) { came_back(tsq_finish(&Q, VICTIM, &track[0].lease, 1, NOW, said->wakes)); }
-static void op_finish_drop(void) { came_back(tsq_finish(&Q, VICTIM, &track[0].lease, 0, NOW, said->wakes)); }
-static void op_release(void) { came_back(tsq_release(&Q, VICTIM, &track[0].lease, &said->wake)); }
-
-static void op_dead_letter(void) {
-    came_back(tsq_dead_letter(&Q, VICTIM, &track[0].lease, result, track[0].result_len, NOW, said->wakes));
-}
-
-static void op_read(void) {
-    uint32_t slot;
-    uint64_t gen;
-    if (tsq_find(&Q, track[0].id, (uint32_t)strlen(track[0].id), &slot, &gen)) return;
-    came_back(tsq_get_outcome(&Q, slot, gen, &said->outcome, said->data, sizeof said->data));
-}
-
-static void op_expire(void) {
-    uint32_t expired, hinted;
-    came_back(tsq_audit(&Q, VICTIM, 10 * NOW, NOW, NOW, &expired, &hinted));
-}
-
-static void op_recover(void) {
-    tsq_repair *list;
-    uint32_t n;
-    came_back(tsq_recover(&Q, REPAIRER, VICTIM, TSQ_DEATH(TSQ_CAUSE_SIGNAL, 9, 0, 1), NOW, &list, &n, said->wakes));
-}
-
-/* The second one's whole life. */
-static void op_cycle(void) {
-    tsq_lease lease;
-    uint64_t wakes[TSQ_WAKE_WORDS] = {0};
-    char id[TSQ_MAX_ID], data[LARGEST];
-    uint32_t id_len, wake;
-    uint64_t len;
-    if (tsq_put(&Q, SECOND, &message, &lease, &wake) || tsq_claim(&Q, SECOND, &lease)) return;
-    if (tsq_read_request(&Q, &lease, id, &id_len, data, sizeof data, &len) || tsq_start(&Q, &lease)) _exit(1);
-    if (tsq_complete(&Q, SECOND, &lease, result, OTHERS_LEN, NOW, wakes)) _exit(1);
-}
-
-/* ---- preparations ---- */
-
-static void plan_put(uint64_t len) { (void)tracked_message(tracked_plan(len, 60), &message, payload); }
-static void put_inline(void) { plan_put(INLINE); }
-static void put_block(void) { plan_put(ONE_BLOCK); }
-static void put_table(void) { plan_put(TABLE); }
-
-/* No free slot: the put has to forget an outcome, whose result is a table of blocks. */
-static void put_evicts(void) {
-    outcomes(2, TABLE);
-    outcomes(SLOTS - 2, 10);
-    plan_put(INLINE);
-}
-
-/* No free block: as above, for a payload of many blocks. */
-static void put_evicts_blocks(void) {
-    outcomes((LARGE_BLOCKS - LARGE_BLOCKS / 16) / 4, TABLE);
-    plan_put(TABLE);
-}
-
-/* The oldest outcomes are waited for: they stay, younger ones go. */
-static void put_spares_awaited(void) {
-    for (int i = 0; i < 3; i++) {
-        tracked *t = tracked_put(INLINE, i ? TABLE : 20, 1);
-        lease_by(OTHER, t);
-        start_by(t);
-        complete_by(OTHER, t);
-    }
-    outcomes(SLOTS - 3, 10);
-    plan_put(INLINE);
-}
-
-static void ready(void) { (void)tracked_put(TABLE, TABLE, 1); }
-static void ready_inline(void) { (void)tracked_put(INLINE, 30, 1); }
-
-static void leased(void) {
-    ready();
-    lease_by(VICTIM, &track[0]);
-    fill(result, track[0].result_len, track[0].result_seed);
-}
-
-static void running(void) {
-    leased();
-    start_by(&track[0]);
-}
-
-static void running_one_block(void) {
-    (void)tracked_put(ONE_BLOCK, 50, 1);
-    lease_by(VICTIM, &track[0]);
-    start_by(&track[0]);
-    fill(result, track[0].result_len, track[0].result_seed);
-}
-
-static void acked(void) {
-    running();
-    if (tsq_ack(&Q, &track[0].lease)) fail("ack");
-}
-
-/* No free block: the result has to push an older one out. */
-static void running_no_block(void) {
-    running();
-    outcomes((LARGE_BLOCKS - 4) / 4, TABLE);
-}
-
-/* As many dead letters as are kept, so that the oldest has to go. */
-static void running_dead_full(void) {
-    for (unsigned i = 0; i < SLOTS / 8; i++) {
-        char reason[] = "why";
-        uint64_t wake[TSQ_WAKE_WORDS] = {0};
-        tracked *t = tracked_put(i ? INLINE : TABLE, 30, 0);
-        lease_by(OTHER, t);
-        start_by(t);
-        if (tsq_dead_letter(&Q, OTHER, &t->lease, reason, sizeof reason, NOW, wake)) fail("dead letter");
-    }
-    tracked_count = 0;
-    running();
-}
-
-static void ended(void) {
-    (void)tracked_put(TABLE, TABLE, 0);
-    lease_by(OTHER, &track[0]);
-    start_by(&track[0]);
-    complete_by(OTHER, &track[0]);
-}
-
-static void ended_of_all_kinds(void) {
-    uint64_t wake[TSQ_WAKE_WORDS] = {0};
-    tsq_lease lease;
-    outcomes(2, TABLE);
-    outcomes(2, 40);
-    tracked *t = tracked_put(TABLE, 10, 0);
-    lease_by(OTHER, t);
-    start_by(t);
-    if (tsq_dead_letter(&Q, OTHER, &t->lease, "why", 3, NOW, wake)) fail("dead letter");
-    t = tracked_put(INLINE, 10, 0);
-    lease_by(OTHER, t);
-    start_by(t);
-    if (tsq_finish(&Q, OTHER, &t->lease, 1, NOW, wake)) fail("finish");
-    tracked_count = 0;
-    (void)tracked_put(TABLE, TABLE, 0); /* READY, but no hint: its producer is stopped */
-    if (tsq_claim(&Q, OTHER, &lease)) fail("claim");
-    atomic_store(&slot_at(&Q, lease.slot)->word, tsq_word(TSQ_READY, PRODUCER, 0, tsq_gen_of(lease.word)));
-    now_ns = 10 * NOW; /* what ends from now on is not old */
-}
-
-static void set_word(const tracked *t, unsigned state, unsigned attempt, uint64_t generations) {
-    uint64_t gen = tsq_gen_of(t->lease.word) + generations;
-    atomic_store(&slot_at(&Q, t->lease.slot)->word, tsq_word(state, REPAIRER, attempt, gen));
-}
-
-/* Removes the oldest hint of a ring: its putter died before it hinted. */
-static uint32_t unhint(unsigned ring) {
-    uint64_t pos;
-    uint32_t i, gen12;
-    if (!ring_peek(&Q, ring, &pos, &i, &gen12)) fail("ring %u has no hint to take away", ring);
-    ring_advance(&Q, ring, pos);
-    return i;
-}
-
-static void result_blocks_of(const tracked *t) {
-    uint32_t first;
-    holder h = {.owner = REPAIRER,
-                .role = ROLE_RESULT,
-                .slot = t->lease.slot,
-                .attempt = tsq_attempt_of(t->lease.word),
-                .gen = tsq_gen_of(t->lease.word)};
-    if (extent_write(&Q, &h, result, TABLE, &first)) fail("no block for a result");
-}
-
-/* Everything that a participant can leave behind, all at once; here REPAIRER is the one that died. */
-static void left_behind(void) {
-    tracked *t;
-    uint32_t told[64];
-    /* Ended: told nobody, and not hinted for eviction. */
-    t = tracked_put(TABLE, TABLE, 1);
-    lease_by(REPAIRER, t);
-    start_by(t);
-    complete_by(REPAIRER, t);
-    (void)tsq_completions(&Q, WATCHER, told, 64);
-    while (ring_hints(&Q, RING_DONE)) (void)unhint(RING_DONE);
-    /* Leased; running for the first and for the last time; running with a result that was not committed. */
-    lease_by(REPAIRER, tracked_put(INLINE, 10, 1));
-    lease_by(REPAIRER, t = tracked_put(ONE_BLOCK, 10, 1));
-    start_by(t);
-    t = tracked_plan(TABLE, 10);
-    t->max_deliveries = 1;
-    t->watched = 1;
-    (void)tracked_message(t, &message, payload);
-    if (tsq_put(&Q, PRODUCER, &message, &t->lease, &said->wake)) fail("put");
-    tsq_watch(&Q, WATCHER, t->lease.slot);
-    lease_by(REPAIRER, t);
-    start_by(t);
-    result_blocks_of(t);
-    lease_by(REPAIRER, t = tracked_put(ONE_BLOCK, 10, 1));
-    start_by(t);
-    result_blocks_of(t);
-    /* Acknowledged, with and without a result on its way. */
-    for (int i = 0; i < 2; i++) {
-        lease_by(REPAIRER, t = tracked_put(TABLE, 10, 1));
-        start_by(t);
-        if (tsq_ack(&Q, &t->lease)) fail("ack");
-        if (i) result_blocks_of(t);
-    }
-    /* Committed and not hinted. */
-    t = tracked_put(TABLE, 10, 0);
-    (void)unhint(RING_LANE);
-    set_word(t, TSQ_READY, 0, 0);
-    /* Not committed. */
-    t = tracked_put(TABLE, 10, 0);
-    (void)unhint(RING_LANE);
-    set_word(t, TSQ_WRITING, 0, 0);
-    /* An outcome half forgotten. */
-    t = tracked_put(INLINE, TABLE, 0);
-    lease_by(OTHER, t);
-    start_by(t);
-    complete_by(OTHER, t);
-    set_word(t, TSQ_WRITING, 0, 1);
-    /* A slot and a block of each class freed and not hinted. */
-    uint32_t free = unhint(RING_FREE);
-    uint64_t gen = tsq_gen_of(atomic_load(&slot_at(&Q, free)->word));
-    atomic_store(&slot_at(&Q, free)->word, tsq_word(TSQ_FREE, REPAIRER, 0, gen));
-    for (uint32_t c = 0; c < 2; c++)
-        atomic_store(bitmap(&Q, Q.at.block_words[c]) + unhint(RING_BLOCK + c), (uint64_t)REPAIRER << 50);
-    tsq_sleep(&Q, REPAIRER, 1);
-}
-
-static const scenario scenarios[] = {
-    {"put", put_inline, op_put, 0},
-    {"put-block", put_block, op_put, 0},
-    {"put-table", put_table, op_put, 0},
-    {"put-evicting", put_evicts, op_put, 0},
-    {"put-evicting-blocks", put_evicts_blocks, op_put, 0},
-    {"put-sparing-awaited", put_spares_awaited, op_put, 0},
-    {"claim", ready_inline, op_claim, 0},
-    {"claim-table", ready, op_claim, 0},
-    {"sleep-claim", ready_inline, op_sleep_and_claim, 0},
-    {"start", leased, op_start, 0},
-    {"ack", running, op_ack, 0},
-    {"complete", running_one_block, op_complete, 0},
-    {"complete-table", running, op_complete, 0},
-    {"complete-acked", acked, op_complete, 0},
-    {"complete-evicting", running_no_block, op_complete, 0},
-    {"start-ack-complete", leased, op_whole, 0},
-    {"finish-keep", running, op_finish_keep, 1},
-    {"finish-drop", running, op_finish_drop, 1},
-    {"release-leased", leased, op_release, 1},
-    {"release", running, op_release, 1},
-    {"dead-letter", running, op_dead_letter, 1},
-    {"dead-letter-trimming", running_dead_full, op_dead_letter, 1},
-    {"read", ended, op_read, 0},
-    {"expire", ended_of_all_kinds, op_expire, 0},
-    {"recover", left_behind, op_recover, 0},
-};
-enum { SCENARIOS = sizeof scenarios / sizeof *scenarios };
 
 static int is(const scenario *s, const char *name) { return strcmp(s->name, name) == 0; }
 
@@ -332,15 +33,15 @@ static int is(const scenario *s, const char *name) { return strcmp(s->name, name
 static void keep_promises(const scenario *s) {
     const tracked *t = &track[tracked_count ? tracked_count - 1 : 0];
     int over = said->returned && !said->rc;
-    if (s->op == op_put && over && t->expected == NOT_THERE) fail("put came back and the message is not there");
-    if (s->op == op_complete && over && track[0].expected != WITH_RESULT) fail("complete came back and there is no result");
-    if (s->op == op_read && said->returned && said->rc != TSQ_OK && said->rc != TSQ_GONE) fail("a reader got %d", said->rc);
-    if (s->op == op_read && over &&
+    if (s->kind == PUTTING && over && t->expected == NOT_THERE) fail("put came back and the message is not there");
+    if (s->kind == COMPLETING && over && track[0].expected != WITH_RESULT) fail("complete came back and there is no result");
+    if (s->kind == READING && said->returned && said->rc != TSQ_OK && said->rc != TSQ_GONE) fail("a reader got %d", said->rc);
+    if (s->kind == READING && over &&
         (said->outcome.len != track[0].result_len || !filled(said->data, said->outcome.len, track[0].result_seed)))
         fail("a reader got bytes of another message");
-    if (s->op == op_claim && said->returned == 2 && said->rc != TSQ_OK && said->rc != TSQ_FENCED)
+    if (s->kind == CLAIMING && said->returned == 2 && said->rc != TSQ_OK && said->rc != TSQ_FENCED)
         fail("reading the request says %d", said->rc);
-    if (s->op == op_claim && said->returned == 2 && over &&
+    if (s->kind == CLAIMING && said->returned == 2 && over &&
         (said->len != track[0].len || !filled(said->data, said->len, track[0].seed)))
         fail("the request that was read is not the one that was claimed");
 }
@@ -367,8 +68,8 @@ static void die(const scenario *s, const aftermath *a) {
     only_accounted_for(s);
     traffic(a->traffic);
     uint32_t second = a->first == VICTIM ? REPAIRER : VICTIM;
-    if (s->op == op_recover || a->first == VICTIM) repair(a->first, a->by ? a->by : a->first);
-    if (s->op == op_recover || second == VICTIM) repair(second, a->by ? a->by : second);
+    if (s->kind == RECOVERING || a->first == VICTIM) repair(a->first, a->by ? a->by : a->first);
+    if (s->kind == RECOVERING || second == VICTIM) repair(second, a->by ? a->by : second);
     outcomes_intact();
     drain();
     verify();
@@ -380,7 +81,7 @@ static void stop_kill(const scenario *s, pid_t walker, long k) {
     (void)walker;
     (void)k;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        if (all[i].first == VICTIM && all[i].by && s->op != op_recover) continue; /* only one is dead */
+        if (all[i].first == VICTIM && all[i].by && s->kind != RECOVERING) continue; /* only one is dead */
         world_load();
         die(s, &all[i]);
     }
@@ -396,13 +97,13 @@ static void stop_freeze(const scenario *s, pid_t walker, long k) {
     watch_all();
     traffic(150);
     run_to_end(copy);
-    if (s->op == op_put && said->rc) fail("put says %d", said->rc);
-    if (s->op != op_recover) {
+    if (s->kind == PUTTING && said->rc) fail("put says %d", said->rc);
+    if (s->kind != RECOVERING) {
         conclude_for_victim();
         observe();
     }
     keep_promises(s);
-    for (unsigned i = 0; i < tracked_count && s->op != op_recover; i++) {
+    for (unsigned i = 0; i < tracked_count && s->kind != RECOVERING; i++) {
         tracked *t = &track[i];
         if (t->delivered > 1 || (t->delivered && t->expected == TO_BE_DELIVERED)) fail("%s is delivered twice", t->id);
         if (t->delivered) t->expected = TO_BE_DELIVERED; /* another worker got it and has completed it */
@@ -465,7 +166,7 @@ static void stop_fence(const scenario *s, pid_t walker, long k) {
         if (variant == DROPPED && tsq_finish(&Q, OTHER, &t->lease, 0, NOW, wake)) fail("finish");
         if (variant == REUSED) reuse_slot(t->lease.slot);
         run_to_end(copy);
-        int in_time = s->op == op_claim || (s->op == op_start && tsq_state_of(taken) == TSQ_RUNNING);
+        int in_time = s->kind == CLAIMING || (s->kind == STARTING && tsq_state_of(taken) == TSQ_RUNNING);
         int no_block = said->rc == TSQ_FULL && is(s, "complete-evicting"); /* it will hear of it when it tries again */
         if (!in_time && !no_block && said->rc != TSQ_FENCED) fail("the late one is told %d", said->rc);
         keep_promises(s);
@@ -484,6 +185,18 @@ static void stop_fence(const scenario *s, pid_t walker, long k) {
 
 /* ---- two at a time ---- */
 
+/* The second one's whole life. */
+static void op_cycle(void) {
+    tsq_lease lease;
+    uint64_t wakes[TSQ_WAKE_WORDS] = {0};
+    char id[TSQ_MAX_ID], data[LARGEST];
+    uint32_t id_len, wake;
+    uint64_t len;
+    if (tsq_put(&Q, SECOND, &message, &lease, &wake) || tsq_claim(&Q, SECOND, &lease)) return;
+    if (tsq_read_request(&Q, &lease, id, &id_len, data, sizeof data, &len) || tsq_start(&Q, &lease)) _exit(1);
+    if (tsq_complete(&Q, SECOND, &lease, result, OTHERS_LEN, NOW, wakes)) _exit(1);
+}
+
 static long pair_every = 1;
 
 /* Everything is over: each message has ended once, and nothing is missing. */
@@ -495,7 +208,7 @@ static void settle_pair(const scenario *s) {
     for (unsigned i = 0; i < tracked_count; i++)
         if (track[i].expected != NOT_THERE) verify_once(&track[i]);
     /* Outcomes that nobody waits for may have been forgotten; what is waited for may not. */
-    int may_go = s->op == op_finish_drop || s->op == op_read || s->op == op_expire;
+    int may_go = is(s, "finish-drop") || s->kind == READING || s->kind == EXPIRING;
     for (unsigned i = 0; i < tracked_count; i++)
         if (track[i].watched && track[i].expected == NOT_THERE && !may_go) fail("%s is lost", track[i].id);
     all_accounted_for();
@@ -527,7 +240,7 @@ static void stop_pair(const scenario *s, pid_t walker, long k) {
             run_to_end(copy);
             if (order == REPAIRED_LAST) repair(SECOND, OTHER);
             if (order == BOTH_LIVE) run_to_end(copy_of_second);
-            if (s->op == op_put && said->rc && said->rc != TSQ_FULL) fail("put says %d", said->rc);
+            if (s->kind == PUTTING && said->rc && said->rc != TSQ_FULL) fail("put says %d", said->rc);
             settle_pair(s);
         }
         world_load();
@@ -538,7 +251,7 @@ static void stop_pair(const scenario *s, pid_t walker, long k) {
     *said = said_at_k;
 }
 
-static int to_pairs(const scenario *s) { return s->op != op_recover; }
+static int to_pairs(const scenario *s) { return s->kind != RECOVERING; }
 
 typedef struct {
     const char *name;
@@ -547,10 +260,7 @@ typedef struct {
 } mode;
 
 static int to_all(const scenario *s) { return s != NULL; }
-static int to_leases(const scenario *s) {
-    return s->op == op_claim || s->op == op_start || s->op == op_ack || s->op == op_complete || s->op == op_whole ||
-           s->op == op_finish_keep || s->op == op_finish_drop || s->op == op_release || s->op == op_dead_letter;
-}
+static int to_leases(const scenario *s) { return s->kind >= CLAIMING && s->kind <= ENDING; }
 
 static const mode modes[] = {{"kill", stop_kill, to_all}, {"freeze", stop_freeze, to_all}, {"fence", stop_fence, to_leases},
                              {"pair", stop_pair, to_pairs}};
