@@ -27,6 +27,12 @@ from taskiq_supervise.worker.config import WorkerConfig
 
 logger = logging.getLogger("taskiq_supervise.worker")
 
+_FROM_OPTIONS = (
+    *("broker", "executor", "validate_params", "max_async_tasks", "max_async_tasks_jitter"),
+    *("max_prefetch", "propagate_exceptions", "run_startup", "ack_type"),
+)
+"""What a worker gives to its receiver, beside what `--receiver_arg` says."""
+
 _IMPORT_MACHINERY = ("<frozen importlib", "<frozen runpy")
 
 
@@ -70,7 +76,7 @@ def load(config: WorkerConfig) -> Application:
         _import(module, f"of the task modules, {module!r}")
     if config.fs_discover:
         _discover(config)
-    return Application(broker, _receiver(config.receiver))
+    return Application(broker, _receiver(config.receiver, dict(config.receiver_arg)))
 
 
 def _broker(path: str) -> AsyncBroker:
@@ -99,13 +105,37 @@ def _broker(path: str) -> AsyncBroker:
     return found
 
 
-def _receiver(path: str) -> type[Receiver]:
+def _receiver(path: str, arguments: dict[str, str]) -> type[Receiver]:
     found = _object(path, "taskiq.receiver:Receiver")
     if not (isinstance(found, type) and issubclass(found, Receiver)):
         raise ApplicationError(
             "invalid", f"the receiver {path} is not a subclass of taskiq's Receiver"
         )
+    _check_arguments(path, found, arguments)
     return found
+
+
+def _check_arguments(path: str, receiver: type[Receiver], arguments: dict[str, str]) -> None:
+    """Whether a worker can make it, as far as its constructor's signature tells.
+
+    What supervises it hands all arguments on to it. A constructor that takes any (`**kwargs`) says
+    by itself, when it is called, what it makes of them.
+    """
+    for name, value in arguments.items():
+        if name in _FROM_OPTIONS:
+            raise ApplicationError(
+                "invalid",
+                f"--receiver_arg {name}={value}: the worker sets the receiver's "
+                f"{name!r} itself, from its other options",
+            )
+    try:
+        inspect.signature(receiver).bind(**dict.fromkeys(_FROM_OPTIONS), **arguments)
+    except TypeError as error:
+        given = "".join(f" --receiver_arg {key}={value}" for key, value in arguments.items())
+        raise ApplicationError(
+            "invalid",
+            f"the receiver {path} cannot be made{given and ' with'}{given}: {error}",
+        ) from None
 
 
 def _object(path: str, example: str) -> Any:

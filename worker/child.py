@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from taskiq_supervise.ipc import guard_parent
 from taskiq_supervise.worker.application import Application, ApplicationError, load
 from taskiq_supervise.worker.config import WorkerConfig
 from taskiq_supervise.worker.link import Link
@@ -26,6 +27,9 @@ from taskiq_supervise.worker.process import (
 from taskiq_supervise.worker.runtime import BOOT_FAILED, INTERNAL_ERROR, Worker
 
 logger = logging.getLogger("taskiq_supervise.worker")
+
+END_PATIENCE = 3.0
+"""Seconds for giving tasks back once the supervisor is gone, beside the broker's own shutdown."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ def become_worker(
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if not tie_to(order.supervisor_pid, signal.SIGTERM, after=forked_by):
         os._exit(0)
+    # A blocked loop never hears the death signal, and must not outlive the supervisor either.
+    guard_parent(order.supervisor_pid, config.shutdown_timeout + END_PATIENCE)
     be_more_expendable()
     reseed()
     set_title(f"worker {order.slot}", config.app)

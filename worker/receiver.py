@@ -27,11 +27,15 @@ from taskiq_supervise.broker.attachment import Attachment
 from taskiq_supervise.broker.delivery import Delivery, current_delivery
 from taskiq_supervise.broker.errors import QueueNotStartedError
 from taskiq_supervise.broker.outcomes import error_result
+from taskiq_supervise.broker.results import complete
 from taskiq_supervise.broker.shared_memory import SharedMemoryBroker
 from taskiq_supervise.ipc import BoardWriter, DeadReason, LeaseLost
 from taskiq_supervise.worker.execution import Execution
 
 logger = logging.getLogger("taskiq_supervise.worker")
+
+LOOK_AGAIN = 0.05
+"""Seconds between looks for an idle worker while a task waits for this one to be quiet."""
 
 _WAYS = ("callback", "listen", "prefetcher", "runner")
 
@@ -127,23 +131,42 @@ class SupervisedReceiver(Receiver):
         logger.info("Max number of tasks executed.")
 
     async def _next(self, attachment: Attachment, broker: SharedMemoryBroker) -> Delivery:
-        await self._until(self._may_take)
-        lease = await attachment.claim()
-        delivery = attachment.take(lease, keep=broker.keeps_results, on_change=self._changed)
-        try:
+        while True:
             await self._until(self._may_take)
-            if lease.attempt > 0:
-                logger.warning(
-                    "Task %s runs alone: its worker died, start %d",
-                    lease.task_id,
-                    lease.attempt + 1,
-                )
-                await self._until(self._others_wait)
-                self._alone = delivery
-        except BaseException:
+            lease = await attachment.claim()
+            delivery = attachment.take(lease, keep=broker.keeps_results, on_change=self._changed)
+            try:
+                await self._until(self._may_take)
+                if lease.attempt == 0:
+                    return delivery
+                if await self._is_quiet(attachment):
+                    logger.warning(
+                        "Task %s runs alone: its worker died, start %d",
+                        lease.task_id,
+                        lease.attempt + 1,
+                    )
+                    self._alone = delivery
+                    return delivery
+            except BaseException:
+                delivery.release()
+                raise
             delivery.release()
-            raise
-        return delivery
+
+    async def _is_quiet(self, attachment: Attachment) -> bool:
+        """Waits until what runs here has ended. False: another worker has nothing to do by now.
+
+        It can start at once what would have to wait here. It may have been starting up, so it is
+        looked for again and again; a timer for as long as the wait lasts.
+        """
+        while not self._others_wait():
+            if attachment.queue.others_are_empty:
+                return False
+            timer = asyncio.get_running_loop().call_later(LOOK_AGAIN, self._changed)
+            try:
+                await self._until_changed()
+            finally:
+                timer.cancel()
+        return True
 
     def _is_leaving(self) -> bool:
         """What was taken and has not begun goes back at once."""
@@ -157,8 +180,11 @@ class SupervisedReceiver(Receiver):
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
-            self._change = asyncio.get_running_loop().create_future()
-            await self._change
+            await self._until_changed()
+
+    async def _until_changed(self) -> None:
+        self._change = asyncio.get_running_loop().create_future()
+        await self._change
 
     def _changed(self) -> None:
         if self._change is not None and not self._change.done():
@@ -276,7 +302,12 @@ class SupervisedReceiver(Receiver):
             if not delivery.ended:
                 if not delivery.started:
                     delivery.start()
-                await self._set_result(broker, delivery.task_id, error_result(error))
+                failed = error_result(error)
+                if broker.keeps_results:
+                    # Not by way of the result backend, which may be what failed.
+                    await complete(delivery, failed, broker)
+                else:
+                    await self._set_result(broker, delivery.task_id, failed)
                 delivery.finish()
         except LeaseLost as lost:
             delivery.lost(lost)

@@ -66,6 +66,8 @@ class Worker:
         self._guardian = guardian
         self._supervisor_pid = supervisor_pid
         self._attachment: Attachment | None = None
+        self._ordered = False
+        """The supervisor wants this worker to stop, or is gone."""
         self._finish: asyncio.Event
         self._stop: asyncio.Event
 
@@ -81,13 +83,17 @@ class Worker:
         self._finish = asyncio.Event()
         self._stop = asyncio.Event()
         self._handle_signals()
-        self._link.listen(self._obey, self._stop_now)
+        self._link.listen(self._obey, self._stop_as_ordered)
         writer = self._board.writer(self._slot)
         writer.reset(os.getpid(), self._generation)
         self._beat(writer.beat)
         if not await self._boot():
             return 0 if self._stop.is_set() or self._finish.is_set() else BOOT_FAILED
-        receiver = self._receiver()
+        try:
+            receiver = self._receiver()
+        except Exception as error:
+            self._say_boot_failed("the receiver cannot be made", error)
+            return BOOT_FAILED
         receiver.board = writer
         receiver.on_listening = partial(self._link.say, "ready")
         return await self._work(receiver)
@@ -112,13 +118,16 @@ class Worker:
             if isinstance(self._broker, SharedMemoryBroker):
                 self._attachment = await self._broker.attached()
             return True
+        self._say_boot_failed("broker.startup() failed", error)
+        return False
+
+    def _say_boot_failed(self, what: str, error: BaseException) -> None:
         text = str(error).strip()
-        message = f"broker.startup() failed: {type(error).__name__}"
+        message = f"{what}: {type(error).__name__}"
         message += f": {text.splitlines()[0]}" if text else ""
         self._link.say(
             "boot_failed", kind="startup", message=message, traceback=user_traceback(error)
         )
-        return False
 
     async def _work(self, receiver: SupervisedReceiver) -> int:
         listening = asyncio.ensure_future(receiver.listen(self._finish))
@@ -192,8 +201,13 @@ class Worker:
             os._exit(0)
 
     def _explain_end(self) -> None:
-        """Our end is planned: it is not the fault of the tasks that run."""
-        if self._attachment is not None:
+        """Our end is planned, and not the fault of the tasks that run.
+
+        Only the supervisor plans. A signal may as well have come from a task, and then it counts as
+        any other death: else the task would be started again without end.
+        """
+        planned = self._ordered or os.getppid() != self._supervisor_pid
+        if planned and self._attachment is not None:
             self._attachment.explain_end()
 
     def _terminate(self) -> None:
@@ -207,7 +221,7 @@ class Worker:
         if order == "drain":
             self._drain()
         elif order == "stop":
-            self._stop_now()
+            self._stop_as_ordered()
         else:
             logger.error("The supervisor asks for %r, which is unknown here", order)
 
@@ -215,6 +229,10 @@ class Worker:
         if not self._finish.is_set():
             self._finish.set()
             self._link.say("draining")
+
+    def _stop_as_ordered(self) -> None:
+        self._ordered = True
+        self._stop_now()
 
     def _stop_now(self) -> None:
         self._stop.set()

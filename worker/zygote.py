@@ -38,6 +38,7 @@ from taskiq_supervise.worker.process import (
     configure_logging,
     flush_output,
     reset_signals,
+    set_death_signal,
     set_title,
 )
 
@@ -178,6 +179,7 @@ def describe_in_child(config: WorkerConfig, foreign_fd: int) -> dict[str, Any]:
     if pid == 0:
         os.close(inner)
         os.close(foreign_fd)
+        set_death_signal(signal.SIGKILL)
         leave_with(lambda: _report(config, outer))
     os.close(outer)
     with open(inner, "rb") as pipe:
@@ -223,6 +225,9 @@ def main(arguments: list[str] | None = None) -> Callable[[], int]:
     sock = socket.socket(fileno=options.fd)
     sock.set_inheritable(False)
     os.setpgid(0, 0)
+    # It has nothing to give back, and may be stuck in the application's import. Workers are not
+    # concerned: a fork clears it.
+    set_death_signal(signal.SIGKILL)
     handle_signals()
 
     def serve() -> int:

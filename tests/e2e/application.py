@@ -101,6 +101,12 @@ async def kill_own_worker(signal_number: int) -> None:
 
 
 @broker.task
+async def block_the_loop() -> None:
+    append("bell", "block_the_loop", "-", os.getpid())
+    time.sleep(1000)  # noqa: ASYNC251 - that is the point
+
+
+@broker.task
 async def reverse(content: bytes) -> bytes:
     return content[::-1]
 

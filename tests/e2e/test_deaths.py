@@ -6,6 +6,7 @@ import signal
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -49,6 +50,57 @@ async def test_a_killed_workers_task_runs_again_at_once_and_nothing_is_lost(
     assert [worker["state"] for worker in workers] == ["ready"] * 4
     assert sorted(worker["restarts"] for worker in workers) == [0, 0, 0, 1]
     assert supervisor.stop() == 0
+
+
+async def test_a_redelivered_task_goes_to_the_new_worker_and_does_not_wait_for_a_busy_one(
+    supervise: Callable[..., "Supervisor"], client: Any, bell: "Bell", gate: "Gate"
+) -> None:
+    supervise("app:broker", "--workers", "2").wait_ready()
+    held = [await client.hold_async.kiq(name) for name in ("one", "two")]
+    at_work = dict(bell.wait() for _ in held)
+    os.kill(at_work["one"], signal.SIGKILL)
+    # "two" runs until the gate opens, so its worker is not the one.
+    name, pid = bell.wait()
+    assert name == "one"
+    assert pid not in at_work.values()
+    gate.let_by(2)
+    for task in held:
+        (await task.wait_result(timeout=30)).raise_for_error()
+
+
+async def test_a_task_that_makes_its_worker_leave_is_not_started_without_end(
+    supervise: Callable[..., "Supervisor"], client: Any, ledger: "Ledger"
+) -> None:
+    supervise("app:broker", "--workers", "2").wait_ready()
+    task = await client.kill_own_worker.kiq(int(signal.SIGQUIT))
+    result = await task.wait_result(timeout=30)
+    assert isinstance(result.error, WorkerLostError)
+    assert ledger.counts("kill") == {str(int(signal.SIGQUIT)): 3}
+
+
+@pytest.mark.parametrize("preload", [(), ("--no-preload",)], ids=["preload", "no-preload"])
+def test_an_import_that_hangs_does_not_outlive_the_supervisor(
+    supervise: Callable[..., "Supervisor"], workdir: Path, bell: "Bell", preload: tuple[str, ...]
+) -> None:
+    (workdir / "slow.py").write_text(
+        "import os, time\nopen('bell', 'w').write(f'import - {os.getpid()}\\n')\ntime.sleep(1000)\n"
+    )
+    supervisor = supervise("slow:broker", *preload)
+    bell.wait()
+    supervisor.process.kill()
+    supervisor.wait()
+    supervisor.log.wait_for_end(timeout=30)
+
+
+async def test_a_worker_whose_loop_is_blocked_does_not_outlive_the_supervisor(
+    supervise: Callable[..., "Supervisor"], client: Any, bell: "Bell"
+) -> None:
+    supervisor = supervise("app:broker", "--shutdown-timeout", "0").wait_ready()
+    await client.block_the_loop.kiq()
+    bell.wait()
+    supervisor.process.kill()
+    supervisor.wait()
+    supervisor.log.wait_for_end(timeout=30)
 
 
 @pytest.mark.parametrize("killer", [signal.SIGKILL, signal.SIGSEGV])

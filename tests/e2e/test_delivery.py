@@ -43,13 +43,18 @@ async def test_tasks_spread_over_the_workers_before_a_worker_takes_a_second(
     limit: tuple[str, ...],
 ) -> None:
     supervisor = supervise("app:broker", "--workers", "4", *limit).wait_ready()
-    for round_ in range(3):  # those that have worked before are as free as those that have not
+    everywhere = 0
+    for round_ in range(5):  # those that have worked before are as free as those that have not
         tasks = [await client.hold.kiq(f"{round_}-{number}") for number in range(4)]
         # None ends before all have begun: were one to wait for another's end, this would not end.
-        assert {bell.wait()[1] for _ in tasks} == set(supervisor.worker_pids())
+        pids = {bell.wait()[1] for _ in tasks}
+        everywhere += pids == set(supervisor.worker_pids())
         gate.let_by(4)
         for task in tasks:
             (await task.wait_result(timeout=30)).raise_for_error()
+    # A worker that may run several waits 50 ms for one that runs nothing. On a machine that stood
+    # still for longer than that, one round may go otherwise.
+    assert everywhere == 5 if limit else everywhere >= 4
 
 
 async def test_a_megabyte_of_bytes_goes_there_and_back(

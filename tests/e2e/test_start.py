@@ -56,6 +56,19 @@ def test_an_exception_in_the_application_shows_its_own_traceback_once(
 
 
 @pytest.mark.usefixtures("app")
+@pytest.mark.parametrize("preload", [(), ("--no-preload",)], ids=["preload", "no-preload"])
+def test_an_argument_that_the_receiver_does_not_take_is_one_line_and_exit_status_3(
+    supervise: Start, preload: tuple[str, ...]
+) -> None:
+    supervisor = supervise("app:broker", "--receiver_arg", "foo=1", *preload)
+    assert supervisor.wait() == 3
+    log = supervisor.log.wait_for_end(timeout=5)
+    assert "Traceback" not in log
+    (refusal,) = [line for line in log.splitlines() if "INFO" not in line]
+    assert "--receiver_arg foo=1: got an unexpected keyword argument 'foo'" in refusal
+
+
+@pytest.mark.usefixtures("app")
 def test_files_beside_the_application_do_not_stand_in_for_the_standard_library(
     supervise: Start, workdir: Path
 ) -> None:
@@ -86,6 +99,10 @@ def test_a_module_that_the_application_misses_is_named(supervise: Start, workdir
         ("app:broker", "--workers", "many"),
         ("app:broker", "--no-such-option"),
         ("app:broker", "--graceful-timeout", "-1"),
+        ("app:broker", "--graceful-timeout", "nan"),
+        ("app:broker", "--shutdown-timeout", "inf"),
+        ("app:broker", "--log-format", "%d"),
+        ("app:broker", "--log-format", "%(bogus)s"),
         (),
     ],
     ids=" ".join,

@@ -2,12 +2,15 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from taskiq_supervise.supervisor.runtime import runtime_directory
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Bell, Gate, Supervisor
@@ -122,6 +125,23 @@ async def test_a_hung_worker_is_still_seen(
         os.kill(pid, signal.SIGCONT)
     gate.let_by(1)
     assert (await task.wait_result(timeout=30)).return_value == "a"
+    assert supervisor.stop() == 0
+
+
+def test_folders_that_are_no_instances_are_passed_over(supervise: Start, app: Any) -> None:
+    supervisor = supervise("app:broker").wait_ready()
+    strangers = [runtime_directory() / os.fsdecode(name) for name in (b"\xff\xfe", b"a b")]
+    for folder in strangers:
+        folder.mkdir()
+        (folder / "control.sock").touch()
+    try:
+        for arguments in ((), ("--json",)):
+            done = status(*arguments)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert "app-broker" in done.stdout
+    finally:
+        for folder in strangers:
+            shutil.rmtree(folder)
     assert supervisor.stop() == 0
 
 

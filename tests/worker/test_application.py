@@ -1,6 +1,9 @@
 """What is wrong with an application is said to the one who wrote it, in their terms."""
 
+import ast
+import inspect
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,8 +11,14 @@ import pytest
 from taskiq.receiver import Receiver
 
 from taskiq_supervise.broker import SharedMemoryBroker
-from taskiq_supervise.worker.application import Application, ApplicationError, load
+from taskiq_supervise.worker.application import (
+    _FROM_OPTIONS,
+    Application,
+    ApplicationError,
+    load,
+)
 from taskiq_supervise.worker.config import WorkerConfig
+from taskiq_supervise.worker.runtime import Worker
 
 BROKER = "from taskiq_supervise import SharedMemoryBroker\nbroker = SharedMemoryBroker()\n"
 
@@ -175,6 +184,61 @@ def test_a_factory_that_fails_is_the_users_own_traceback() -> None:
     assert error.kind == "user"
     assert "the broker factory shop:make failed: ZeroDivisionError" in error.message
     assert "line 2, in make" in str(error.traceback)
+
+
+OWN_RECEIVER = """
+from taskiq.receiver import Receiver
+
+class Own(Receiver):
+    def __init__(self, *args, greeting, **kwargs):
+        super().__init__(*args, **kwargs)
+
+class Strict(Receiver):
+    def __init__(self, broker):
+        super().__init__(broker)
+"""
+
+
+@pytest.mark.parametrize(
+    ("receiver", "arguments", "says"),
+    [
+        ("taskiq.receiver:Receiver", {"foo": "1"}, "--receiver_arg foo=1: got an unexpected"),
+        ("taskiq.receiver:Receiver", {"ack_type": "manual"}, "the worker sets the receiver's"),
+        ("shop:Own", {}, "the receiver shop:Own cannot be made: missing a required"),
+        ("shop:Own", {"greeting": "x", "broker": "y"}, "receiver_arg broker=y: the worker sets"),
+        ("shop:Strict", {}, "got an unexpected keyword argument 'executor'"),
+    ],
+)
+def test_arguments_that_the_receiver_does_not_take_are_invalid(
+    receiver: str, arguments: dict[str, str], says: str
+) -> None:
+    write("shop.py", BROKER + OWN_RECEIVER)
+    error = failing("shop:broker", receiver=receiver, receiver_arg=tuple(arguments.items()))
+    assert (error.kind, error.traceback) == ("invalid", None)
+    assert says in error.message
+    assert "\n" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("receiver", "arguments"),
+    [
+        ("taskiq.receiver:Receiver", {"max_tasks_to_execute": "1"}),
+        ("shop:Own", {"greeting": "x"}),
+        ("shop:Own", {"greeting": "x", "on_exit": "y"}),
+    ],
+)
+def test_arguments_that_the_receiver_takes_are_left_to_it(
+    receiver: str, arguments: dict[str, str]
+) -> None:
+    write("shop.py", BROKER + OWN_RECEIVER)
+    load(WorkerConfig("shop:broker", receiver=receiver, receiver_arg=tuple(arguments.items())))
+
+
+def test_the_receiver_is_checked_with_what_a_worker_gives_it() -> None:
+    """As `Worker._receiver` calls it."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(Worker._receiver)))
+    (call,) = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.keywords)
+    assert {word.arg for word in call.keywords if word.arg} == set(_FROM_OPTIONS)
 
 
 def test_a_receiver_has_to_be_one() -> None:

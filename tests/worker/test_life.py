@@ -229,7 +229,7 @@ async def test_sigquit_is_the_end_at_once(
     assert life.queue is not None
     lease = life.queue.claim()
     assert lease is not None
-    assert lease.attempt == 0
+    assert lease.attempt == 1, "nobody ordered it: it may be the task that sends the signal"
 
 
 async def test_a_task_that_kills_its_worker_three_times_is_over_and_names_the_signal(
