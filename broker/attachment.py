@@ -38,10 +38,6 @@ class Attachment:
         if self.role is Role.WORKER:
             self.progress.sweep(self._is_over)
 
-    def belongs_here(self) -> bool:
-        """To this process and to the loop that runs now."""
-        return self.pid == os.getpid() and self.loop is asyncio.get_running_loop()
-
     async def claim(self) -> Lease:
         """The next message; several receivers on one broker take turns."""
         async with self._claiming:
@@ -84,13 +80,15 @@ class Attachment:
                 ", …" if len(running) > 5 else "",
             )
             return
-        if self.loop is asyncio.get_running_loop():
-            await self.queue.close()
+        if self.loop.is_closed():
+            self.queue.abandon()
         else:
-            self.queue.queue.close()
+            await self.queue.close()
 
     def _ended(self, delivery: Delivery) -> None:
         self.held.pop(delivery, None)
+        if delivery.completed:
+            self.progress.remove(delivery.task_id)
 
     def _is_over(self, task_id: str) -> bool:
         try:

@@ -15,8 +15,10 @@ from taskiq_supervise.ipc import DeadReason, Lease, LeaseLost, QueueFull
 
 logger = logging.getLogger("taskiq_supervise.broker")
 
-# A result that finds no room waits for older ones to be read or to expire, this long.
-ROOM_PATIENCE = 10.0
+ROOM_PATIENCE = 60.0
+"""Seconds that a result waits for room. Requests leave room for results, so what a result waits for
+is that others of its size are read, or expire, or make room; clients that are busy with the results
+they have take seconds for that, and a result that is dropped was computed in vain."""
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.1
 
@@ -25,12 +27,15 @@ current_delivery: "ContextVar[Delivery | None]" = ContextVar("current_delivery",
 
 
 class Delivery:
-    """A lease on its way through taskiq. Everything is called from the event loop's thread."""
+    """A lease on its way through taskiq. Called from the thread of its event loop, except where
+    it says so."""
 
     __slots__ = (
+        "_loop",
         "_on_change",
         "_on_end",
         "acked",
+        "completed",
         "ended",
         "finished",
         "given_back",
@@ -50,6 +55,8 @@ class Delivery:
         self.acked = False
         self.ended = False
         """The lease is over: completed, finished, released, put aside, or lost."""
+        self.completed = False
+        """Ended with its result in the queue."""
         self.finished = False
         """No code of the task runs any more."""
         self.given_back = False
@@ -61,6 +68,7 @@ class Delivery:
         """Those who wait look here for the result, and have to be told when there is none."""
         self.waiting = 0
         """Its task waits for so many results of other tasks."""
+        self._loop = asyncio.get_running_loop()
         self._on_end = on_end
         self._on_change = on_change
 
@@ -110,6 +118,7 @@ class Delivery:
                 self._end()
                 return
             else:
+                self.completed = True
                 self._end()
                 return
 
@@ -150,11 +159,20 @@ class Delivery:
             self._end()
 
     def begin_wait(self) -> None:
-        self.waiting += 1
-        self._on_change()
+        self._count_wait(1)
 
     def end_wait(self) -> None:
-        self.waiting -= 1
+        self._count_wait(-1)
+
+    def _count_wait(self, change: int) -> None:
+        """Also from the loop that a sync task runs in its own thread."""
+        if asyncio.get_running_loop() is self._loop:
+            self._change_waiting(change)
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._change_waiting, change)
+
+    def _change_waiting(self, change: int) -> None:
+        self.waiting += change
         self._on_change()
 
     def _end(self) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "QueueNotStartedError",
     "ResultExpiredError",
     "ResultNotReadyError",
+    "ResultRoomError",
     "ResultTooLargeError",
     "UnserializableResultError",
     "UnsuitableBrokerError",
@@ -122,7 +123,7 @@ class ForeignResultError(FieldsError, ResultSetError):
 
 
 class ResultTooLargeError(FieldsError, ResultBackendError):
-    """The task ended well, but what it returned does not fit into the queue."""
+    """The task ended well, but its result does not fit into the queue, however empty it is."""
 
     __template__ = (
         "the result of task {task_id} ({size} bytes) does not fit into the queue: {reason}"
@@ -130,6 +131,20 @@ class ResultTooLargeError(FieldsError, ResultBackendError):
     task_id: str
     size: int
     reason: str
+
+
+class ResultRoomError(FieldsError, ResultBackendError):
+    """The task ended well, but its result found no room, though it would fit into the queue."""
+
+    __template__ = (
+        "no room in the queue {queue!r} for the result of task {task_id} ({size} bytes) within "
+        "{timeout} s: other messages and results fill it; make it larger with "
+        "SharedMemoryBroker(geometry=...), or have fewer large messages in it at once"
+    )
+    task_id: str
+    size: int
+    queue: str
+    timeout: float
 
 
 class UnserializableResultError(FieldsError, ResultBackendError):

@@ -15,12 +15,13 @@ from taskiq.exceptions import TaskiqResultTimeoutError
 from taskiq.result import TaskiqResult
 
 from taskiq_supervise.broker import outcomes
-from taskiq_supervise.broker.delivery import Delivery, current_delivery
+from taskiq_supervise.broker.delivery import ROOM_PATIENCE, Delivery, current_delivery
 from taskiq_supervise.broker.errors import (
     ForeignResultError,
     QueueNotStartedError,
     ResultExpiredError,
     ResultNotReadyError,
+    ResultRoomError,
     ResultTooLargeError,
     UnsuitableBrokerError,
 )
@@ -80,17 +81,13 @@ class SharedMemoryResultBackend(AsyncResultBackend[_ReturnType]):
 
         Raises ForeignResultError when this process holds no such task.
         """
-        attachment = await self._attachment()
-        delivery = _delivery_of(task_id, attachment)
-        data = outcomes.encode(task_id, result, self.broker.serializer)
-        try:
-            await delivery.complete(data)
-        except (PayloadTooLarge, QueueFull) as error:
-            too_large = ResultTooLargeError(task_id=task_id, size=len(data), reason=str(error))
-            logger.error("%s", too_large)
-            failed = outcomes.error_result(too_large)
-            await delivery.complete(outcomes.encode(task_id, failed, self.broker.serializer))
-        attachment.progress.remove(task_id)
+        delivery = current_delivery.get()
+        if delivery is None or delivery.task_id != task_id:
+            # A receiver of taskiq's own: the message was taken by `listen()`.
+            delivery = (await self._attachment()).held_as(task_id)
+        if delivery is None:
+            raise ForeignResultError(task_id=task_id)
+        await complete(delivery, result, self.broker)
 
     async def is_result_ready(self, task_id: str) -> bool:
         """An instant answer. Raises ResultExpiredError for an id that is nowhere in the queue."""
@@ -153,12 +150,26 @@ class SharedMemoryResultBackend(AsyncResultBackend[_ReturnType]):
         return attachment
 
 
-def _delivery_of(task_id: str, attachment: "Attachment") -> Delivery:
-    delivery = current_delivery.get()
-    if delivery is not None and delivery.task_id == task_id:
-        return delivery
-    # A receiver of taskiq's own: the message was taken by `listen()`.
-    delivery = attachment.held_as(task_id)
-    if delivery is None:
-        raise ForeignResultError(task_id=task_id)
-    return delivery
+async def complete(
+    delivery: Delivery, result: TaskiqResult[Any], broker: "SharedMemoryBroker"
+) -> None:
+    """Ends a message with this result, or with the error that there is no place for it.
+
+    By way of the delivery alone, so in whatever state the broker is meanwhile.
+    """
+    task_id = delivery.task_id
+    data = outcomes.encode(task_id, result, broker.serializer)
+    error: ResultTooLargeError | ResultRoomError
+    try:
+        await delivery.complete(data)
+    except PayloadTooLarge as reason:
+        error = ResultTooLargeError(task_id=task_id, size=len(data), reason=str(reason))
+    except QueueFull:
+        error = ResultRoomError(
+            task_id=task_id, size=len(data), queue=broker.name, timeout=ROOM_PATIENCE
+        )
+    else:
+        return
+    logger.error("%s", error)
+    failed = outcomes.error_result(error, like=result)
+    await delivery.complete(outcomes.encode(task_id, failed, broker.serializer))

@@ -1,8 +1,8 @@
 """SharedMemoryBroker: a taskiq broker whose queue is shared memory, and which needs no server.
 
 The constructor opens nothing, so a broker may be made at import, before a fork, and be pickled. It
-attaches to its queue in `startup()`. A child of a fork has nothing of its parent's and attaches for
-itself when it first uses the broker.
+attaches to its queue in `startup()`, once per event loop. A child of a fork has nothing of its
+parent's and attaches for itself when it first uses the broker.
 """
 
 import os
@@ -17,6 +17,7 @@ from taskiq.acks import AckableMessage
 
 from taskiq_supervise.broker import listening
 from taskiq_supervise.broker.attachment import Attachment
+from taskiq_supervise.broker.attachments import Attachments
 from taskiq_supervise.broker.delivery import Delivery, current_delivery
 from taskiq_supervise.broker.errors import (
     BrokerNotStartedError,
@@ -33,6 +34,7 @@ from taskiq_supervise.ipc import (
     PayloadTooLarge,
     QueueFull,
     Role,
+    SegmentError,
     TaskQueue,
     Ticket,
     default_base_directory,
@@ -91,8 +93,7 @@ class SharedMemoryBroker(AsyncBroker):
         self.worker_slot: int | None = None
         self.formatter = FrameFormatter(self)
         self.decorator_class = SharedMemoryDecoratedTask
-        self._attachment: Attachment | None = None
-        self._wanted = False
+        self._attachments = Attachments()
         self._newest_ticket: Ticket | None = None
         self.with_result_backend(SharedMemoryResultBackend())
 
@@ -113,30 +114,42 @@ class SharedMemoryBroker(AsyncBroker):
         return super().with_result_backend(result_backend)
 
     async def startup(self) -> None:
-        """Attaches to the queue, creating it if need be. A second call does nothing.
+        """Attaches the running loop to the queue, creating it if need be.
 
+        May be called again, on this loop or another: the first call in a process runs taskiq's
+        events, and each wants a `shutdown()` of its own. Inside a task it belongs to the task.
         Raises SegmentError when there is a queue of this name that cannot be used.
         """
-        attachment = self._attachment
-        if self._wanted and attachment is not None and attachment.belongs_here():
-            return
-        self._wanted = True
-        await self._attach()
+        await self._attachments.discard_closed()
+        first = self._attachments.begin()
         try:
-            await super().startup()
+            if self._attachments.here() is None:
+                await self._attach(is_main=first)
+            if first:
+                await super().startup()
         except BaseException:
-            await self._detach()
+            if self._attachments.end():
+                await self._attachments.close_all()
+            await self._attachments.close_here()
             raise
 
     async def shutdown(self) -> None:
-        """taskiq's events first, they may still send tasks; then the queue. May be started anew."""
-        if not self._wanted:
+        """Undoes one `startup()` of the running loop; one too many does nothing.
+
+        The last runs taskiq's events, which may still send tasks, and then leaves the queue.
+        """
+        await self._attachments.discard_closed()
+        last = self._attachments.end()
+        if last is None:
             return
-        self._wanted = False
         try:
-            await super().shutdown()
+            if last:
+                await super().shutdown()
         finally:
-            await self._detach()
+            if last:
+                await self._attachments.close_all()
+            else:
+                await self._attachments.close_here()
 
     async def kick(self, message: "BrokerMessage") -> None:
         """Waits while the queue is full. What it returned for will be run.
@@ -192,53 +205,50 @@ class SharedMemoryBroker(AsyncBroker):
 
     async def attached(self) -> Attachment | None:
         """The queue for this process and loop; attached anew after a fork, or in a new loop."""
-        attachment = self._attachment
-        if attachment is None or attachment.belongs_here():
+        attachment = self._attachments.here()
+        if attachment is not None:
             return attachment
-        if attachment.pid == os.getpid() and not attachment.loop.is_closed():
-            return None
-        await self._attach()
-        return self._attachment
+        await self._attachments.discard_closed()
+        return await self._attach(is_main=True) if self._attachments.may_adopt else None
 
     def why_not_started(self) -> str:
-        if self._attachment is None:
+        if not self._attachments.elsewhere:
             return "await broker.startup() first"
-        return "the broker was started on another event loop, which still runs"
+        return (
+            "the broker was started on another event loop, which still runs; "
+            "await broker.startup() on this one too"
+        )
 
     def ticket_of(self, task_id: str) -> Ticket | None:
         """What the queue returned for the message that was sent last, if it has this id."""
         ticket = self._newest_ticket
         return ticket if ticket is not None and ticket.task_id == task_id else None
 
-    async def _attach(self) -> None:
-        previous = self._attachment
-        if previous is not None and previous.pid == os.getpid():
-            self._attachment = None
-            await previous.close()
-        role = Role.WORKER if self.is_worker_process else Role.CLIENT
-        queue = TaskQueue.open(
-            self.name,
-            self.directory,
-            geometry=self.geometry,
-            role=role,
-            guardian=self.guardian,
-            tag=0 if self.worker_slot is None else self.worker_slot + 1,
-        )
+    async def _attach(self, *, is_main: bool) -> Attachment:
+        """is_main: the loop on which a worker takes messages; its others only send and wait."""
+        role = Role.WORKER if self.is_worker_process and is_main else Role.CLIENT
+        try:
+            queue = TaskQueue.open(
+                self.name,
+                self.directory,
+                geometry=self.geometry,
+                role=role,
+                guardian=self.guardian,
+                tag=0 if self.worker_slot is None else self.worker_slot + 1,
+            )
+        except SegmentError as error:
+            raise error from None  # what the system said is part of it
         attachment = Attachment(queue, role)
         try:
             await attachment.start()
         except BaseException:
             queue.close()
             raise
-        self._attachment = attachment
-
-    async def _detach(self) -> None:
-        attachment, self._attachment = self._attachment, None
-        if attachment is not None and attachment.pid == os.getpid():
-            await attachment.close()
+        self._attachments.put(attachment)
+        return attachment
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_attachment": None, "_wanted": False, "_newest_ticket": None}
+        return {**self.__dict__, "_newest_ticket": None}
 
 
 def _deliveries(value: object) -> int:

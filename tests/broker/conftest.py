@@ -27,11 +27,12 @@ async def broker() -> AsyncIterator[SharedMemoryBroker]:
 
 @pytest.fixture
 def working() -> Working:
-    """Starts the broker, and a receiver for it until the end of the block."""
+    """Starts a receiver for the broker until the end of the block; the broker stays started."""
 
     @asynccontextmanager
     async def work(broker: SharedMemoryBroker, **options: Any) -> AsyncIterator[SupervisedReceiver]:
-        await broker.startup()
+        if await broker.attached() is None:
+            await broker.startup()
         finish = asyncio.Event()
         with ThreadPoolExecutor(4) as pool:
             receiver = SupervisedReceiver(

@@ -224,6 +224,22 @@ async def test_a_damaged_queue_is_refused_at_startup(broker: SharedMemoryBroker)
         await broker.startup()
 
 
+def test_no_memory_for_the_queue_is_one_error_that_says_so() -> None:
+    code = (
+        "import asyncio, resource\n"
+        "from taskiq_supervise.broker import SharedMemoryBroker\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "asyncio.run(SharedMemoryBroker('much').startup())"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert done.stderr.count("Traceback") == 1
+    assert "SegmentError: no room for a queue of" in lines[-1]
+
+
 async def test_kickers_do_all_that_taskiqs_do(broker: SharedMemoryBroker, working: Working) -> None:
     sent: list[TaskiqMessage] = []
 

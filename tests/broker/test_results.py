@@ -1,6 +1,7 @@
 """Every task ends for the one who waits: with its value, its error, or an error that says why."""
 
 import asyncio
+import sys
 import threading
 import time
 from typing import Any
@@ -11,6 +12,8 @@ from taskiq import (
     InMemoryBroker,
     SimpleRetryMiddleware,
     TaskiqDepends,
+    TaskiqMessage,
+    TaskiqMiddleware,
     TaskiqResult,
     TaskiqResultTimeoutError,
 )
@@ -28,11 +31,14 @@ from taskiq_supervise.broker import (
     ForeignResultError,
     ResultExpiredError,
     ResultNotReadyError,
+    ResultRoomError,
     ResultTooLargeError,
     SharedMemoryBroker,
     SharedMemoryResultBackend,
     UnserializableResultError,
     UnsuitableBrokerError,
+    delivery,
+    results,
     wait_result,
 )
 from taskiq_supervise.ipc import Geometry
@@ -184,6 +190,107 @@ async def test_a_result_that_does_not_fit_is_an_error(working: Working) -> None:
         assert isinstance(result.error, ResultTooLargeError)
         assert "does not fit" in str(result.error)
     await broker.shutdown()
+
+
+async def test_an_error_outside_of_the_function_that_does_not_fit_ends_the_wait_too(
+    working: Working,
+) -> None:
+    class Verbose(TaskiqMiddleware):
+        def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+            raise ValueError("x" * 1_000_000)
+
+    tiny = Geometry(slots=64, participants=64, blocks=((1024, 64),))
+    broker = SharedMemoryBroker("test", geometry=tiny).with_middlewares(Verbose())
+
+    @broker.task
+    async def nothing() -> None:
+        return None
+
+    async with working(broker):
+        result = await (await nothing.kiq()).wait_result(timeout=5)
+        assert isinstance(result.error, ResultTooLargeError)
+    await broker.shutdown()
+
+
+async def test_a_result_that_finds_no_room_is_another_error(
+    working: Working, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (delivery, results):
+        monkeypatch.setattr(module, "ROOM_PATIENCE", 0.01)
+    # The result needs all of the large blocks, of which a waiting message has some.
+    small = Geometry(slots=64, participants=64, blocks=((1024, 64), (16384, 8)))
+    broker = SharedMemoryBroker("test", geometry=small)
+    go_on = asyncio.Event()
+
+    @broker.task
+    async def much() -> bytes:
+        await go_on.wait()
+        return bytes(100_000)
+
+    @broker.task
+    async def size(content: bytes) -> int:
+        return len(content)
+
+    async with working(broker, max_async_tasks=1):
+        first = await much.kiq()
+        waiting = await size.kiq(bytes(40_000))
+        go_on.set()
+        error = (await first.wait_result(timeout=5)).error
+        assert isinstance(error, ResultRoomError)
+        assert (error.task_id, error.queue, error.timeout) == (first.task_id, "test", 0.01)
+        assert error.size > 100_000
+        assert "no room in the queue 'test'" in str(error)
+        assert (await waiting.wait_result(timeout=5)).return_value == 40_000
+        # Nothing is in its way now.
+        result = await (await much.kiq()).wait_result(timeout=5)
+        assert result.return_value == bytes(100_000)
+    await broker.shutdown()
+
+
+WORKER = """
+import asyncio, signal
+from concurrent.futures import ThreadPoolExecutor
+from taskiq_supervise.broker import SharedMemoryBroker
+from taskiq_supervise.worker.receiver import SupervisedReceiver
+
+broker = SharedMemoryBroker("test")
+
+@broker.task(task_name="echo")
+async def echo(content: bytes) -> bytes:
+    return content
+
+async def work():
+    finish = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, finish.set)
+    broker.is_worker_process = True
+    async with broker:
+        with ThreadPoolExecutor(1) as pool:
+            receiver = SupervisedReceiver(
+                broker, executor=pool, max_async_tasks=100, run_startup=False
+            )
+            await receiver.listen(finish)
+
+asyncio.run(work())
+"""
+
+
+async def test_more_large_results_than_fit_at_once_all_come_back() -> None:
+    broker = SharedMemoryBroker("test")
+
+    @broker.task(task_name="echo")
+    async def echo(content: bytes) -> bytes:
+        raise NotImplementedError("the worker has its own")
+
+    async def call(number: int) -> bool:
+        content = bytes([number]) * 3_000_000
+        result = await (await echo.kiq(content)).wait_result(timeout=30)
+        return bool(result.return_value == content)
+
+    async with broker:
+        worker = await asyncio.create_subprocess_exec(sys.executable, "-c", WORKER)
+        assert all(await asyncio.gather(*(call(number) for number in range(20))))
+        worker.terminate()
+        assert await worker.wait() == 0
 
 
 async def test_with_pickle_any_object_is_a_result(
