@@ -23,8 +23,10 @@ PAUSE = 0.001
 
 
 async def pid_in(path: Path) -> int:
-    while not (path.exists() and (text := path.read_text()).endswith("\n")):
+    text = ""
+    while not text.endswith("\n"):
         await asyncio.sleep(PAUSE)
+        text = path.read_text() if path.exists() else ""
     return int(text)
 
 

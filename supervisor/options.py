@@ -4,6 +4,8 @@ Each option is also read from TASKIQ_SUPERVISE_<OPTION>; the name is derived her
 from the option's long names, so that none can be forgotten.
 """
 
+import logging
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -92,6 +94,28 @@ def _split_pairs(
     return tuple(pairs)
 
 
+def _check_log_format(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    """Formats one record: logging itself finds most mistakes only then, and in every process."""
+    record = logging.LogRecord("taskiq_supervise", logging.INFO, __file__, 0, "", (), None)
+    try:
+        logging.Formatter(value).format(record)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise click.BadParameter(f"{value!r} is no format for Python's logging: {error}") from None
+    return value
+
+
+class _Seconds(click.FloatRange):
+    """Zero or more, and an end to it."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if not math.isfinite(seconds):
+            self.fail(f"{value!r} is not a finite number of seconds", param, ctx)
+        return seconds
+
+
 def application(function: F) -> F:
     modules = click.argument("modules", nargs=-1)
     app = click.argument("app", callback=_check_application, metavar="module:broker")
@@ -106,7 +130,7 @@ def _option(group: str, *names: str, **kwargs: Any) -> Callable[[F], F]:
 
 _AT_LEAST_0 = click.IntRange(min=0)
 _AT_LEAST_1 = click.IntRange(min=1)
-_SECONDS = click.FloatRange(min=0)
+_SECONDS = _Seconds(min=0)
 
 _WORKERS = "Workers"
 _IMPORT = "Application"
@@ -290,6 +314,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     _option(
         _LOG,
         "--log-format",
+        callback=_check_log_format,
         metavar="FORMAT",
         default=LOG_FORMAT,
         help="As for Python's logging.",

@@ -66,8 +66,12 @@ def instance_name(app: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "-", app)[:100].lstrip(".") or "default"
 
 
+def is_instance_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None and not name.startswith(".")
+
+
 def check_instance_name(name: str) -> str:
-    if not _NAME.fullmatch(name) or name.startswith("."):
+    if not is_instance_name(name):
         raise RuntimeDirectoryError(
             f"{name!r} cannot be the name of an instance: letters, digits, '_', '-' and '.', "
             "at most 100 of them, the first not a '.'"
@@ -152,12 +156,17 @@ class Instance:
 
 
 def instances(base: Path | None = None) -> Iterator[Path]:
-    """Folders of instances that may be running, by name. Dead ones are among them."""
+    """Folders of instances that may be running, by name. Dead ones are among them.
+
+    What has a name that no instance can have is somebody else's.
+    """
     try:
         entries = sorted((base or runtime_directory()).iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return
-    yield from (folder for folder in entries if (folder / SOCKET_NAME).exists())
+    for folder in entries:
+        if is_instance_name(folder.name) and (folder / SOCKET_NAME).exists():
+            yield folder
 
 
 @contextmanager

@@ -149,6 +149,14 @@ def test_only_folders_with_a_socket_are_instances(tmp_path: Path) -> None:
     assert list(instances(tmp_path / "nothing")) == []
 
 
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"a b", b".hidden", b"x" * 101], ids=repr)
+def test_a_folder_with_a_name_that_no_instance_has_is_not_one(tmp_path: Path, name: bytes) -> None:
+    for folder in (os.fsdecode(name), "one"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "control.sock").touch()
+    assert list(instances(tmp_path)) == [tmp_path / "one"]
+
+
 def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     with pytest.raises(RuntimeDirectoryError, match=r"mode 0777.*TASKIQ_SUPERVISE_RUNTIME_DIR"):
