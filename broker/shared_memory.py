@@ -7,7 +7,6 @@ parent's and attaches for itself when it first uses the broker.
 
 import os
 from collections.abc import AsyncGenerator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +59,8 @@ class SharedMemoryBroker(AsyncBroker):
 
     name: the queue; brokers with the same name and directory share it.
     directory: where queues live, instead of $TASKIQ_SUPERVISE_QUEUE_DIR or a folder in /dev/shm.
-    capacity: how many tasks fit, waiting, running and with their results; a power of two at least.
+    capacity: how many tasks fit, waiting, running and with their results; rounded up to a power of
+        two. Blocks for payloads grow with it.
     geometry: everything about the size. Who creates the queue decides; later ones take it as it is.
     max_deliveries: how often a task is started at most, when its workers die (the label
         `max_deliveries` says it for one task; 3 unless the supervisor says otherwise).
@@ -80,11 +80,12 @@ class SharedMemoryBroker(AsyncBroker):
         super().__init__()
         if capacity is not None and capacity < 1:
             raise ValueError(f"capacity is {capacity}, less than 1")
+        if capacity is not None and geometry is not None:
+            raise ValueError("give either capacity or geometry: both say how large it is")
         self.name = check_name(name)
         self.directory = Path(directory) if directory is not None else None
         if capacity is not None:
-            slots = max(64, 1 << (capacity - 1).bit_length())
-            geometry = replace(geometry or Geometry(), slots=slots)
+            geometry = Geometry.of_capacity(capacity)
         self.geometry = geometry
         self.max_deliveries = 0 if max_deliveries is None else _deliveries(max_deliveries)
         self.kiq_timeout = kiq_timeout

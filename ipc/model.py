@@ -35,6 +35,19 @@ class Geometry:
     participants: int = 512
     blocks: tuple[tuple[int, int], ...] = ((1_024, 16_384), (16_384, 1_024))
 
+    @classmethod
+    def of_capacity(cls, capacity: int) -> Geometry:
+        """The default geometry with room for `capacity` messages and results, at least.
+
+        A larger queue gets as many more blocks as slots; a smaller one keeps its blocks, since what
+        one payload may take does not depend on how many there are.
+        """
+        default = cls()
+        slots = max(64, 1 << (capacity - 1).bit_length())
+        times = max(1, slots // default.slots)
+        blocks = tuple((size, count * times) for size, count in default.blocks)
+        return cls(slots=slots, blocks=blocks)
+
     def as_tuple(self) -> tuple[int, int, int, tuple[tuple[int, int], ...]]:
         return self.slots, self.inline_size, self.participants, self.blocks
 

@@ -62,6 +62,18 @@ async def test_capacity_is_rounded_up(broker: SharedMemoryBroker) -> None:
     await broker.shutdown()
 
 
+def test_a_larger_capacity_brings_blocks_for_its_results() -> None:
+    default, large = Geometry(), Geometry.of_capacity(100_000)
+    assert large.slots == 131_072
+    assert large.blocks == tuple((size, count * 8) for size, count in default.blocks)
+    assert Geometry.of_capacity(300).blocks == default.blocks
+
+
+def test_capacity_and_geometry_contradict_each_other() -> None:
+    with pytest.raises(ValueError, match="either capacity or geometry"):
+        SharedMemoryBroker("twice", capacity=300, geometry=Geometry())
+
+
 async def test_kiq_before_startup_says_what_to_do(broker: SharedMemoryBroker) -> None:
     @broker.task
     async def nothing() -> None:
