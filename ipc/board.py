@@ -1,10 +1,11 @@
 """The worker board: what each worker does right now, readable when the worker is not.
 
 One file per instance. Each worker process writes its own section and nobody else's; the
-supervisor and `status` read. A section's counters and each in-flight entry have a sequence number
-that is odd while they are being written, so a reader that meets a write, or what a killed writer
-left half written, takes another look and then leaves the entry out. Times are CLOCK_MONOTONIC,
-which all processes share.
+supervisor and `status` read. A section's counters are one aligned 8-byte word each, stored and
+loaded in one piece through a memoryview (struct.pack_into clears its room first, and writes byte by
+byte). An in-flight entry is a row of bytes with a checksum, so a reader that meets a write, or what
+a killed writer left half written, takes another look and then leaves the entry out. Times are
+CLOCK_MONOTONIC, which all processes share.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import mmap
 import os
 import struct
 import time
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,14 +23,15 @@ if TYPE_CHECKING:
 
 _MAGIC = b"TSQBOARD"
 _HEADER = struct.Struct("<8sIIII")  # magic, version, workers, tasks per worker, section bytes
-_HEAD = struct.Struct("<IIIIdQQ")  # sequence, pid, generation, in flight, heartbeat, done, failed
-_ENTRY = struct.Struct("<IIdHH")  # sequence, attempt, started, bytes of id, bytes of name
-_SEQUENCE = struct.Struct("<I")
-_VERSION = 1
+_PID, _GENERATION, _IN_FLIGHT, _HEARTBEAT, _DONE, _FAILED = range(6)  # words of a section's head
+_CHECKSUM = struct.Struct("<I")  # of the rest of the entry
+_ENTRY = struct.Struct("<IdHH")  # attempt (0: free), started, bytes of id, bytes of name
+_VERSION = 2
+_WORD = 8
 _HEADER_SIZE = 64
 _HEAD_SIZE = 64
 _ID_ROOM, _NAME_ROOM = 200, 128
-_ENTRY_SIZE = _ENTRY.size + _ID_ROOM + _NAME_ROOM
+_ENTRY_SIZE = (_CHECKSUM.size + _ENTRY.size + _ID_ROOM + _NAME_ROOM + _WORD - 1) // _WORD * _WORD
 _TRIES = 3
 
 
@@ -64,6 +67,9 @@ class Board:
 
     def __init__(self, memory: mmap.mmap, workers: int, tasks_per_worker: int) -> None:
         self._memory = memory
+        self._bytes = memoryview(memory)
+        self._words = self._bytes.cast("Q")
+        self._times = self._bytes.cast("d")
         self.workers = workers
         self.tasks_per_worker = tasks_per_worker
         self._section = _HEAD_SIZE + tasks_per_worker * _ENTRY_SIZE
@@ -108,16 +114,15 @@ class Board:
         return cls(memory, workers, tasks)
 
     def writer(self, slot: int) -> BoardWriter:
-        return BoardWriter(self._memory, self._start(slot), self.tasks_per_worker)
+        return BoardWriter(
+            self._bytes, self._words, self._times, self._start(slot), self.tasks_per_worker
+        )
 
     def read(self, slot: int) -> WorkerView:
         start = self._start(slot)
-        head = _HEAD.unpack_from(self._memory, start)
-        for _ in range(_TRIES):
-            if head[0] % 2 == 0 and _SEQUENCE.unpack_from(self._memory, start)[0] == head[0]:
-                break
-            head = _HEAD.unpack_from(self._memory, start)
-        _, pid, generation, in_flight, heartbeat, done, failed = head
+        word = start // _WORD
+        pid, generation, in_flight = self._words[word + _PID : word + _IN_FLIGHT + 1]
+        done, failed = self._words[word + _DONE], self._words[word + _FAILED]
         running: list[RunningTask] = []
         for index in range(self.tasks_per_worker):
             if len(running) == in_flight:
@@ -125,25 +130,24 @@ class Board:
             task = self._read_entry(start + _HEAD_SIZE + index * _ENTRY_SIZE)
             if task is not None:
                 running.append(task)
+        heartbeat = self._times[word + _HEARTBEAT]
         return WorkerView(pid, generation, heartbeat, done, failed, in_flight, tuple(running))
 
     def _read_entry(self, at: int) -> RunningTask | None:
         for _ in range(_TRIES):
-            sequence, attempt, started, id_len, name_len = _ENTRY.unpack_from(self._memory, at)
-            if sequence % 2 or id_len > _ID_ROOM or name_len > _NAME_ROOM:
-                continue
+            raw = bytes(self._bytes[at : at + _ENTRY_SIZE])
+            attempt, started, id_len, name_len = _ENTRY.unpack_from(raw, _CHECKSUM.size)
             if not attempt:
                 return None
-            text = at + _ENTRY.size
-            task_id = self._memory[text : text + id_len]
-            name = self._memory[text + _ID_ROOM : text + _ID_ROOM + name_len]
-            if _SEQUENCE.unpack_from(self._memory, at)[0] == sequence:
-                return RunningTask(
-                    task_id.decode(errors="replace"),
-                    name.decode(errors="replace"),
-                    started,
-                    attempt,
-                )
+            text = _CHECKSUM.size + _ENTRY.size
+            end = text + id_len + name_len
+            [checksum] = _CHECKSUM.unpack_from(raw)
+            if end > len(raw) or zlib.crc32(raw[_CHECKSUM.size : end]) != checksum:
+                continue
+            task_id, name = raw[text : text + id_len], raw[text + id_len : end]
+            return RunningTask(
+                task_id.decode(errors="replace"), name.decode(errors="replace"), started, attempt
+            )
         return None
 
     def _start(self, slot: int) -> int:
@@ -152,31 +156,43 @@ class Board:
         return _HEADER_SIZE + slot * self._section
 
     def close(self) -> None:
+        for view in (self._words, self._times, self._bytes):
+            view.release()
         self._memory.close()
 
 
 class BoardWriter:
     """The section of one worker, for the one process that is this worker. Not for threads."""
 
-    def __init__(self, memory: mmap.mmap, start: int, tasks: int) -> None:
+    def __init__(
+        self,
+        memory: memoryview,
+        words: memoryview[int],
+        times: memoryview[float],
+        start: int,
+        tasks: int,
+    ) -> None:
         self._memory = memory
-        self._start = start
+        self._words = words
+        self._times = times
+        self._head = start // _WORD
         self._entries = start + _HEAD_SIZE
         self._free = list(range(tasks - 1, -1, -1))
         self._tasks = tasks
-        self._sequence = 0
-        self._pid = self._generation = self._in_flight = self._done = self._failed = 0
-        self._beat = 0.0
+        self._in_flight = self._done = self._failed = 0
 
     def reset(self, pid: int, generation: int) -> None:
         """Begin anew: whoever wrote here before is gone."""
         for index in range(self._tasks):
-            self._write_entry(index, 0, 0.0, b"", b"")
+            self._clear_entry(index)
         self._free = list(range(self._tasks - 1, -1, -1))
-        self._pid, self._generation = pid, generation
         self._in_flight = self._done = self._failed = 0
-        self._beat = time.monotonic()
-        self._write_head()
+        self._set(_IN_FLIGHT, 0)
+        self._set(_DONE, 0)
+        self._set(_FAILED, 0)
+        self.beat()
+        self._set(_GENERATION, generation)
+        self._set(_PID, pid)
 
     def begin(self, task_id: str, task_name: str, attempt: int) -> int:
         """A task starts. Returns what end() wants; -1 when the table is full, which end() takes
@@ -186,40 +202,34 @@ class BoardWriter:
         if index >= 0:
             raw_id, raw_name = task_id.encode()[:_ID_ROOM], task_name.encode()[:_NAME_ROOM]
             self._write_entry(index, max(attempt, 1), time.monotonic(), raw_id, raw_name)
-        self._write_head()
+        self._set(_IN_FLIGHT, self._in_flight)
         return index
 
     def end(self, entry: int, *, failed: bool) -> None:
         if entry >= 0:
-            self._write_entry(entry, 0, 0.0, b"", b"")
+            self._clear_entry(entry)
             self._free.append(entry)
         self._in_flight -= 1
         self._done += not failed
         self._failed += failed
-        self._write_head()
+        self._set(_IN_FLIGHT, self._in_flight)
+        self._set(_FAILED if failed else _DONE, self._failed if failed else self._done)
 
     def beat(self) -> None:
         """The event loop turns."""
-        self._beat = time.monotonic()
-        self._write_head()
+        self._times[self._head + _HEARTBEAT] = time.monotonic()
 
-    def _write_head(self) -> None:
-        self._sequence = (self._sequence + 2) & 0xFFFFFFFE
-        _SEQUENCE.pack_into(self._memory, self._start, self._sequence | 1)
-        _HEAD.pack_into(
-            self._memory, self._start, self._sequence | 1, self._pid, self._generation,
-            self._in_flight, self._beat, self._done, self._failed,
-        )  # fmt: skip
-        _SEQUENCE.pack_into(self._memory, self._start, self._sequence)
+    def _set(self, field: int, value: int) -> None:
+        self._words[self._head + field] = value
 
     def _write_entry(
         self, index: int, attempt: int, started: float, task_id: bytes, name: bytes
     ) -> None:
+        body = _ENTRY.pack(attempt, started, len(task_id), len(name)) + task_id + name
+        whole = _CHECKSUM.pack(zlib.crc32(body)) + body
         at = self._entries + index * _ENTRY_SIZE
-        sequence = (_SEQUENCE.unpack_from(self._memory, at)[0] | 1) & 0xFFFFFFFF
-        _SEQUENCE.pack_into(self._memory, at, sequence)
-        _ENTRY.pack_into(self._memory, at, sequence, attempt, started, len(task_id), len(name))
-        text = at + _ENTRY.size
-        self._memory[text : text + len(task_id)] = task_id
-        self._memory[text + _ID_ROOM : text + _ID_ROOM + len(name)] = name
-        _SEQUENCE.pack_into(self._memory, at, (sequence + 1) & 0xFFFFFFFF)
+        self._memory[at : at + len(whole)] = whole
+
+    def _clear_entry(self, index: int) -> None:
+        # The first word holds checksum and attempt.
+        self._words[(self._entries + index * _ENTRY_SIZE) // _WORD] = 0
