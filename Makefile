@@ -2,7 +2,8 @@
 #
 #   make demo      the main job on real input: digest every file of Python's standard library with four workers
 #   make test      the tests          make lint    ruff, both ways       make types   mypy --strict
-#   make stress    the same promises for longer (STRESS_SECONDS=600)
+#   make stress    the same promises for longer (STRESS_SECONDS=600, STRESS_KILLS=10000)
+#   make soak      the queue under load while its processes are killed and stopped (SOAK_SECONDS=600)
 #   make bench     the numbers of docs/benchmarks.md, on this machine
 #   make docs      the documentation into site/
 #   make clean     everything that was made here
@@ -14,10 +15,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 STRESS_SECONDS ?= 120
+STRESS_KILLS ?= 10000
+SOAK_SECONDS ?= 600
 
-C_SOURCES := $(wildcard ipc/*.c ipc/core/*.c ipc/core/*.h)
+C_SOURCES := $(wildcard ipc/core/*.[ch] ipc/binding/*.[ch])
 
-.PHONY: help demo test lint types stress bench docs clean
+.PHONY: help demo test lint types stress soak bench docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -41,9 +44,13 @@ types: $(VENV)/.built
 			--cache-dir ../../.mypy_cache/$$folder .) || exit 1; done
 
 stress: $(VENV)/.built
-	STRESS_SECONDS=$(STRESS_SECONDS) $(BIN)/python -m pytest -m stress --timeout=0 $(PYTEST_ARGS)
+	STRESS_SECONDS=$(STRESS_SECONDS) STRESS_KILLS=$(STRESS_KILLS) \
+		$(BIN)/python -m pytest -m stress --timeout=0 $(PYTEST_ARGS)
 
-bench: $(VENV)/.built
+soak: $(VENV)/.built
+	SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m tests.ipc.soak
+
+bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 
 docs: $(VENV)/.docs
@@ -70,6 +77,10 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.built: $(VENV)/.installed setup.py $(C_SOURCES)
 	$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.built
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[bench]"
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.built

@@ -9,7 +9,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 IPC = "src/taskiq_supervise/ipc"
-FLAGS = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-fvisibility=hidden", "-pthread"]
+FLAGS = ["-std=c11", "-O3", "-Wall", "-Wextra", "-Wconversion", "-fvisibility=hidden", "-pthread"]
 
 
 def core_extension() -> Extension:
@@ -18,10 +18,12 @@ def core_extension() -> Extension:
             f"{IPC} is not a folder: this checkout was made without symbolic links "
             "(git config core.symlinks); clone again with links, or build from the sdist"
         )
-    core = sorted(str(path) for path in Path(IPC, "core").glob("*.c"))
+    sources = sorted(
+        str(path) for part in ("core", "binding") for path in Path(IPC, part).glob("*.c")
+    )
     return Extension(
         "taskiq_supervise.ipc._core",
-        sources=[f"{IPC}/_coremodule.c", *core],
+        sources=sources,
         include_dirs=[f"{IPC}/core"],
         depends=sorted(str(path) for path in Path(IPC).rglob("*.h")),
         define_macros=[("_GNU_SOURCE", None)],

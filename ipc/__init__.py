@@ -11,20 +11,26 @@ from taskiq_supervise.ipc._core import guard_parent
 from taskiq_supervise.ipc.aio import AsyncTaskQueue
 from taskiq_supervise.ipc.board import Board, BoardWriter, RunningTask, WorkerView
 from taskiq_supervise.ipc.errors import (
+    FilesFull,
+    LeaseExpired,
     LeaseLost,
     PayloadTooLarge,
     QueueBusy,
     QueueError,
     QueueFull,
+    QueueMissing,
     SegmentError,
     UnknownTask,
 )
 from taskiq_supervise.ipc.lease import Lease
 from taskiq_supervise.ipc.model import (
+    DEFAULT_PRIORITY,
     Burial,
     DeadReason,
     DeathCause,
     Geometry,
+    MessageState,
+    MessageView,
     Outcome,
     OutcomeKind,
     Participant,
@@ -36,6 +42,7 @@ from taskiq_supervise.ipc.queue import TaskQueue
 from taskiq_supervise.ipc.segment import QUEUE_DIRECTORY_VARIABLE, default_base_directory
 
 __all__ = [
+    "DEFAULT_PRIORITY",
     "QUEUE_DIRECTORY_VARIABLE",
     "AsyncTaskQueue",
     "Board",
@@ -43,9 +50,13 @@ __all__ = [
     "Burial",
     "DeadReason",
     "DeathCause",
+    "FilesFull",
     "Geometry",
     "Lease",
+    "LeaseExpired",
     "LeaseLost",
+    "MessageState",
+    "MessageView",
     "Outcome",
     "OutcomeKind",
     "Participant",
@@ -53,6 +64,7 @@ __all__ = [
     "QueueBusy",
     "QueueError",
     "QueueFull",
+    "QueueMissing",
     "QueueStats",
     "Role",
     "RunningTask",

@@ -2,18 +2,37 @@ from typing import Final, TypeAlias, final
 
 from typing_extensions import Buffer
 
+LANES: Final[int]
 MAX_ID: Final[int]  # bytes of a task id
 MAX_SLOTS: Final[int]
+ENDED: Final[int]  # of answer()
+NEWS: Final[int]
 MAX_PARTICIPANTS: Final[int]
 
 # slots, inline bytes per slot, participants, ((bytes, count) of each block class)
 _Geometry: TypeAlias = tuple[int, int, int, tuple[tuple[int, int], ...]]
 
+# slot, word, task id, payload, starts so far, form, expiry (ns, 0: none), sleeper
+# to ring (0: none)
+_Claimed: TypeAlias = tuple[int, int, str, bytes, int, int, int, int]
+# word, death record, created, ended, due, expires (ns), size, lane, form, max deliveries, kind,
+# task id
+Look: TypeAlias = tuple[int, int, int, int, int, int, int, int, int, int, int, str]
+
+# word, task id, payload, form, size, lane, max deliveries, created, due, expires (ns)
+Salvaged: TypeAlias = tuple[int, str, bytes, int, int, int, int, int, int, int]
+
 def segment_size(geometry: _Geometry, /) -> int:
     """Bytes of a segment of this geometry. ValueError: out of range."""
 
-def initialize(fd: int, geometry: _Geometry, boot_id: bytes, /) -> None:
-    """Write a new segment's first state into a zeroed file of segment_size() bytes."""
+def initialize(fd: int, geometry: _Geometry, boot_id: bytes, checked: bool, /) -> None:
+    """Write a new segment's first state into a zeroed file of segment_size() bytes.
+
+    checked: keep checksums, for a segment that may outlive the boot.
+    """
+
+def is_volatile(fd: int, /) -> bool:
+    """What lies in the file's filesystem is gone after a reboot."""
 
 def guard_parent(parent: int, seconds: float, /) -> None:
     """Kill our process group `seconds` after the end of the process `parent`. Once per process."""
@@ -23,9 +42,14 @@ class Core:
     """One mapping of one segment. ValueError after close()."""
 
     custodian: int
+    deputy: int
     supervisor: int
     max_deliveries: int
     changes: int
+    result_ttl: int  # nanoseconds
+    @property
+    def next_due(self) -> int:
+        """Nanoseconds, Unix time; 2**64 - 1: nothing."""
     def __new__(cls, fd: int) -> Core:
         """Map and check. SegmentError: what is wrong with it, to follow "… because"."""
     def close(self) -> None: ...
@@ -37,38 +61,67 @@ class Core:
     def unregister(self, index: int, /) -> None: ...
     def participant(self, index: int, /) -> tuple[bool, int, int, int, int, int]:
         """live, role, pid, guardian, tag, generation."""
+    def generation(self, index: int, /) -> int: ...
     def explain(self, index: int, /) -> None: ...
     def put(
-        self, me: int, task_id: bytes, payload: Buffer, max_deliveries: int, now_ns: int, /
-    ) -> tuple[int, int, int]:
-        """slot, generation, sleeper to ring (0: none)."""
-    def claim(self, me: int, again: bool, /) -> tuple[int, int, bytes, bytes, int] | None:
-        """slot, word, task id, payload, starts so far; None: nothing is ready.
-
-        again: take what was given back too, and first.
-        """
+        self, me: int, task_id: str, payload: Buffer, form: int, size: int, lane: int,
+        max_deliveries: int, privileged: bool, due_ns: int, expires_ns: int, /,
+    ) -> tuple[int, int, int, int]:  # fmt: skip
+        """slot, generation, sleeper to ring (0: none), whether to ring the custodian."""
+    def reserve(
+        self, me: int, task_id: str, payload: Buffer, form: int, size: int, lane: int,
+        max_deliveries: int, privileged: bool, due_ns: int, expires_ns: int, /,
+    ) -> tuple[int, int]:  # fmt: skip
+        """slot, word of a message that is visible to nobody until commit() or give_up()."""
+    def commit(self, me: int, slot: int, word: int, /) -> tuple[int, int]:
+        """Sleeper to ring (0: none), whether to ring the custodian."""
+    def give_up(self, me: int, slot: int, word: int, /) -> None: ...
+    def put_many(
+        self, me: int, messages: list[tuple[str, Buffer]], lane: int, max_deliveries: int,
+        privileged: bool, /,
+    ) -> tuple[list[tuple[int, int]], tuple[int, ...]]:  # fmt: skip
+        """(slot, generation) of each that was put until one could not be; sleepers to ring."""
+    def claim(self, me: int, again: bool, /) -> _Claimed | None:
+        """None: nothing is ready. again: take what was given back too, and first."""
+    def claim_or_sleep(self, me: int, again: bool, is_empty: bool, /) -> _Claimed | None:
+        """None: the announcement stands until wake_up()."""
+    def claim_many(self, me: int, most: int, /) -> list[_Claimed]:
+        """Started, unless they may have expired."""
+    def take(self, me: int, slot: int, generation: int, /) -> int | None:
+        """Lease this message if it waits: its word."""
     def start(self, slot: int, word: int, /) -> int: ...
     def ack(self, slot: int, word: int, /) -> int: ...
     def complete(
-        self, me: int, slot: int, word: int, result: Buffer, now_ns: int, /
+        self, me: int, slot: int, word: int, result: Buffer, form: int, /
     ) -> tuple[int, ...]:
         """Watchers to ring; so do finish and dead_letter."""
-    def finish(
-        self, me: int, slot: int, word: int, keep: bool, now_ns: int, /
-    ) -> tuple[int, ...]: ...
-    def dead_letter(
-        self, me: int, slot: int, word: int, detail: Buffer, now_ns: int, /
-    ) -> tuple[int, ...]: ...
-    def release(self, me: int, slot: int, word: int, /) -> int:
-        """Sleeper to ring (0: none)."""
+    def finish(self, me: int, slot: int, word: int, how: int, /) -> tuple[int, ...]: ...
+    def finish_many(
+        self, me: int, leases: list[tuple[int, int]], how: int, /
+    ) -> tuple[int, tuple[int, ...]]:
+        """How many were fenced, watchers to ring."""
+    def dead_letter(self, me: int, slot: int, word: int, detail: Buffer, /) -> tuple[int, ...]: ...
+    def release(self, me: int, slot: int, word: int, /) -> tuple[int, int]:
+        """Sleeper to ring (0: none), whether to ring the custodian."""
+    def peek(self, slot: int, word: int, /) -> tuple[int, bytes]:
+        """Form and payload, if the slot's word is still this. LeaseLost: it is not."""
     def find(self, task_id: bytes, /) -> tuple[int, int] | None:
         """slot, generation of the newest message with this id."""
-    def outcome(self, slot: int, generation: int, /) -> tuple[int, int, int, int, bytes] | None:
-        """kind, starts, death record, end (ns), data; None: pending. LookupError: left its slot."""
+    def outcome(
+        self, slot: int, generation: int, /
+    ) -> tuple[int, int, int, int, int, bytes, tuple[int, ...]] | None:
+        """kind, starts, death record, end (ns), form, data, whom to ring; None: pending.
+        LookupError: left its slot."""
+    def forget_outcome(self, me: int, slot: int, generation: int, unawaited: bool, /) -> bool: ...
+    def word(self, slot: int, /) -> int: ...
+    def look(self, slot: int, /) -> Look | None:
+        """None: the slot holds no message."""
     def watch(self, me: int, slot: int, /) -> None: ...
     def unwatch(self, me: int, slot: int, /) -> None: ...
     def completions(self, me: int, /) -> list[int]: ...
     def sleep(self, me: int, is_empty: bool, /) -> None: ...
+    def answer(self, me: int, bell: int, /) -> int:
+        """Empty the bell and look: ENDED a watched message has, NEWS of members, offices, times."""
     def wake_up(self, me: int, /) -> None: ...
     def set_empty(self, me: int, is_empty: bool, /) -> None: ...
     def pick_sleeper(self, me: int, empty_only: bool, /) -> int: ...
@@ -77,13 +130,25 @@ class Core:
     def ignore_unanswering(self, me: int, /) -> None: ...
     def arm(self, me: int, /) -> None: ...
     def disarm(self, index: int, /) -> bool: ...
+    def queue_up(self, me: int, /) -> None: ...
+    def step_out(self, me: int, /) -> None: ...
+    def is_waiting(self, me: int, /) -> bool: ...
+    def call_next(self) -> tuple[int, ...]:
+        """Whom to ring because there is room."""
     def recover(
         self, dead: int, me: int, cause: int, now_ns: int, /
-    ) -> tuple[list[tuple[int, bytes]], tuple[int, ...]]:
-        """[(kind of repair, task id)], participants to ring."""
-    def audit(
-        self, me: int, now_ns: int, result_ttl_ns: int, dead_ttl_ns: int, /
-    ) -> tuple[int, int]:
+    ) -> tuple[list[str], list[str], list[str], tuple[int, ...]]:
+        """Task ids given back, dead-lettered, lost; participants to ring."""
+    def is_checked(self) -> bool: ...
+    def salvage(self, slot: int, /) -> Salvaged | None:
+        """Of a segment that nobody uses. None: no message is there. LeaseLost: it is not whole."""
+    def set_attempts(self, me: int, slot: int, generation: int, starts: int, death: int, /) -> None:
+        """For a message that nobody else has seen yet."""
+    def audit(self, me: int, now_ns: int, dead_ttl_ns: int, /) -> tuple[int, int]:
         """outcomes expired, messages hinted again."""
+    def run_due(self, me: int, now_ns: int, /) -> tuple[int, int, int, tuple[int, ...]]:
+        """When to look again (ns, 2**64 - 1: never), made ready, expired, whom to ring."""
+    def plan_due(self, at_ns: int, /) -> bool:
+        """The custodian's: when it will look next. True: plan again."""
     def counts(self) -> tuple[int, int, int, int, int, int, int, int, int]:
         """free, writing, ready, delayed, leased, running, acked, done, dead."""

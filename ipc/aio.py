@@ -11,18 +11,22 @@ that tells of it.
 from __future__ import annotations
 
 import asyncio
-import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from taskiq_supervise.ipc._core import ENDED, NEWS
 from taskiq_supervise.ipc.custodian import Custodian
-from taskiq_supervise.ipc.errors import QueueFull, UnknownTask
-from taskiq_supervise.ipc.model import Outcome, OutcomeKind, Ticket
-from taskiq_supervise.ipc.queue import outcome_of
+from taskiq_supervise.ipc.errors import LeaseLost, QueueFull
+from taskiq_supervise.ipc.line import Line
+from taskiq_supervise.ipc.model import DEFAULT_PRIORITY
+from taskiq_supervise.ipc.waits import SWEEP, OutcomeWaits
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Sequence
+
     from typing_extensions import Buffer
 
     from taskiq_supervise.ipc.lease import Lease
+    from taskiq_supervise.ipc.model import Outcome, Ticket
     from taskiq_supervise.ipc.queue import TaskQueue
 
 PATIENCE = 0.005
@@ -33,10 +37,7 @@ DEPTH_PATIENCE = 0.05
 """Seconds that a worker which runs something leaves a message to one that runs nothing. Longer,
 because on a busy machine the other one comes late, and not two tasks in one worker is the point."""
 
-SWEEP = 1.0
-"""Seconds between looks at what is waited for, in case nobody rang."""
-
-_BACKOFF_FROM, _BACKOFF_TO = 0.001, 0.05
+_Result = TypeVar("_Result")
 
 
 class AsyncTaskQueue:
@@ -51,19 +52,20 @@ class AsyncTaskQueue:
         self.queue = queue
         self._core = queue.core
         self._me = queue.participant
-        self._waiters: dict[int, set[asyncio.Future[None]]] = {}
+        self._bell = queue.fileno()
         self._claimer: asyncio.Future[None] | None = None
         self._impatient = False
         self._patience: asyncio.TimerHandle | None = None
         self._passing: asyncio.TimerHandle | None = None
         self._unheard: asyncio.TimerHandle | None = None
-        self._sweeping: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._line = Line(queue)
 
     async def start(self) -> None:
         """Listen to the doorbell."""
         loop = self._loop = asyncio.get_running_loop()
         self.custodian = Custodian(self.queue, loop)
+        self._waits = OutcomeWaits(self.queue, loop)
         loop.add_reader(self.queue.fileno(), self._on_bell)
         self.queue.on_empty = self._emptied
         self._core.arm(self._me)
@@ -77,15 +79,13 @@ class AsyncTaskQueue:
             return
         self.custodian.close()
         self._loop.remove_reader(self.queue.fileno())
-        for timer in (self._patience, self._passing, self._unheard, self._sweeping):
+        for timer in (self._patience, self._passing, self._unheard):
             if timer is not None:
                 timer.cancel()
-        for waiters in self._waiters.values():
-            for future in waiters:
-                future.cancel()
-        self._waiters.clear()
+        self._waits.close()
         if self._claimer is not None:
             self._claimer.cancel()
+        self._line.close()
         self._loop = None
         self.queue.close()
 
@@ -93,6 +93,7 @@ class AsyncTaskQueue:
         """close() for who is not on the loop any more: it is closed, or another thread's."""
         if self._loop is not None:
             self.custodian.abandon()
+            self._waits.abandon()
             self._loop = None
         self.queue.close()
 
@@ -103,37 +104,103 @@ class AsyncTaskQueue:
         task_id: str,
         payload: Buffer,
         *,
+        buffers: Sequence[Buffer] = (),
+        priority: int = DEFAULT_PRIORITY,
+        due: float | None = None,
+        expires: float | None = None,
         max_deliveries: int = 0,
         timeout: float | None = None,
     ) -> Ticket:
-        """Add a message, waiting while the queue is full.
+        """TaskQueue.put(), waiting while the queue is full.
 
         Args:
             timeout: seconds to wait for room; None: as long as it takes.
 
         Raises:
-            QueueFull: no room within the timeout. PayloadTooLarge: there never will be.
+            QueueFull: no room within the timeout.
         """
+
+        def attempt() -> Ticket:
+            return self.queue.put(
+                task_id, payload, buffers=buffers, priority=priority, due=due, expires=expires,
+                max_deliveries=max_deliveries,
+            )  # fmt: skip
+
+        loop = self._running()
+        try:
+            ticket = attempt()
+        except QueueFull:
+            ticket = await self._when_there_is_room(attempt, timeout)
+        if self._passing is None:
+            self._passing = loop.call_later(PATIENCE, self._pass_on)
+        return ticket
+
+    async def put_many(
+        self,
+        messages: Sequence[tuple[str, Buffer]],
+        *,
+        priority: int = DEFAULT_PRIORITY,
+        max_deliveries: int = 0,
+    ) -> list[Ticket]:
+        """TaskQueue.put_many(), waiting while the queue is full, until all are in it."""
+        loop = self._running()
+        tickets: list[Ticket] = []
+
+        def attempt() -> None:
+            rest = messages[len(tickets) :]
+            tickets.extend(
+                self.queue.put_many(rest, priority=priority, max_deliveries=max_deliveries)
+            )
+            if len(tickets) < len(messages):
+                raise QueueFull("the queue is full")
+
+        try:
+            attempt()
+        except QueueFull:
+            await self._when_there_is_room(attempt, None)
+        if self._passing is None:
+            self._passing = loop.call_later(PATIENCE, self._pass_on)
+        return tickets
+
+    async def complete(
+        self,
+        lease: Lease,
+        result: Buffer,
+        buffers: Sequence[Buffer] = (),
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        """Lease.complete(), waiting while there is no room for the result. QueueFull: none within
+        the timeout; the lease is still held."""
+        self._running()
+        try:
+            lease.complete(result, buffers)
+        except QueueFull:
+            await self._when_there_is_room(
+                lambda: lease.complete(result, buffers), timeout, first=True
+            )
+
+    async def _when_there_is_room(
+        self, attempt: Callable[[], _Result], timeout: float | None, *, first: bool = False
+    ) -> _Result:
         loop = self._running()
         deadline = None if timeout is None else loop.time() + timeout
-        pause = _BACKOFF_FROM
-        while True:
-            try:
-                ticket = self.queue.put(task_id, payload, max_deliveries=max_deliveries)
-            except QueueFull as error:
-                if deadline is not None and loop.time() >= deadline:
-                    raise QueueFull(
-                        f"queue {self.queue.name!r} stayed full for {timeout} s "
-                        f"({self.queue.geometry.slots} slots, payload of "
-                        f"{memoryview(payload).nbytes} bytes); start more workers, "
-                        "or make the queue larger"
-                    ) from error
-            else:
-                if self._passing is None:
-                    self._passing = loop.call_later(PATIENCE, self._pass_on)
-                return ticket
-            await asyncio.sleep(pause * random.uniform(0.5, 1))
-            pause = min(pause * 2, _BACKOFF_TO)
+        turn = self._line.join(first=first)
+        try:
+            while True:
+                try:
+                    return attempt()
+                except QueueFull as error:
+                    try:
+                        await turn.wait(deadline)
+                    except (TimeoutError, asyncio.TimeoutError):
+                        raise QueueFull(
+                            f"queue {self.queue.name!r} had no room for {timeout} s ({error}; "
+                            f"{self.queue.geometry.slots} slots); start more workers, "
+                            "or make the queue larger"
+                        ) from error
+        finally:
+            turn.leave()
 
     def _pass_on(self) -> None:
         """Work is still there, so whoever was rung for it has not come: ring the next one."""
@@ -164,14 +231,8 @@ class AsyncTaskQueue:
         time.
         """
         loop = self._running()
-        core, me = self._core, self._me
         lease = self._take()
         while lease is None:
-            core.sleep(me, self.queue.unfinished == 0)
-            lease = self._take()  # look again: who published before it saw us asleep rings nobody
-            if lease is not None:
-                core.wake_up(me)
-                break
             self._claimer = loop.create_future()
             try:
                 await self._claimer
@@ -180,34 +241,48 @@ class AsyncTaskQueue:
                 raise
             finally:
                 self._claimer = None
-            core.wake_up(me)
             lease = self._take()
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
         return lease
 
+    async def listen(self, batch: int = 64) -> AsyncGenerator[list[Lease], None]:
+        """Batches of started messages, for who does little with each.
+
+        Takes what is there, up to `batch`, without leaving any of it to workers that have
+        nothing; tasks that take time are for claim().
+        """
+        while True:
+            leases = self.queue.claim_many(batch)
+            if leases:
+                await asyncio.sleep(0)  # others on this loop get their turn between two batches
+            else:
+                lease = await self.claim()
+                try:
+                    lease.start()
+                except LeaseLost:
+                    continue
+                leases = [lease, *self.queue.claim_many(batch - 1)]
+            yield leases
+
     def _take(self) -> Lease | None:
+        """A lease, or None: announced as asleep."""
+        if not self.queue.unfinished or self._impatient:
+            self._impatient = False
+            return self.queue.claim_or_sleep()
         core, me = self._core, self._me
-        again = True
-        if self.queue.unfinished and not self._impatient:
-            ready = core.ready_hints()
-            if not ready:
-                return None
-            empty_others = core.empty_others(me)
-            if ready <= empty_others:
-                self._leave_to_others()
-                return None
-            again = not empty_others  # what may have killed its worker is for one that has nothing
-        self._impatient = False
-        lease = self.queue.claim(again=again)
-        if lease is None and not again:
+        core.sleep(me, False)
+        ready = core.ready_hints()  # after the announcement: who put before it rings nobody
+        empty_others = core.empty_others(me) if ready else 0
+        if ready > empty_others:
+            # What may have killed its worker is for one that has nothing.
+            lease = self.queue.claim_or_sleep(again=not empty_others)
+            if lease is not None or not empty_others:
+                return lease
+        if ready:
             self._leave_to_others()
-        if lease is not None:
-            core.set_empty(me, False)
-            if core.ready_hints():
-                self.queue.ring(core.pick_sleeper(me, False))
-        return lease
+        return None
 
     def _leave_to_others(self) -> None:
         self.queue.ring(self._core.pick_sleeper(self._me, True))
@@ -252,104 +327,24 @@ class AsyncTaskQueue:
             TimeoutError: not ended within `timeout` seconds.
             UnknownTask: the id is not in the queue (any more), so there is nothing to wait for.
         """
-        loop = self._running()
-        ticket = task if isinstance(task, Ticket) else self.queue.find(task)
-        ticket, outcome = self._look(ticket)
-        if outcome is not None:
-            return outcome
-        deadline = None if timeout is None else loop.time() + timeout
-        while outcome is None:
-            future: asyncio.Future[None] = loop.create_future()
-            self._waiters.setdefault(ticket.slot, set()).add(future)
-            timer = None if deadline is None else loop.call_at(deadline, _time_out, future)
-            if self._sweeping is None:
-                self._sweeping = loop.call_later(SWEEP, self._sweep)
-            try:
-                # Between the look and the registration nothing of this thread ran but this code;
-                # a ring in between is still in the doorbell.
-                await future
-            except (TimeoutError, asyncio.CancelledError):
-                self._forget(ticket.slot, future)
-                self._unwatch(ticket)
-                raise
-            finally:
-                if timer is not None:
-                    timer.cancel()
-                self._forget(ticket.slot, future)
-            ticket, outcome = self._look(ticket)
-        return outcome
-
-    def _look(self, ticket: Ticket) -> tuple[Ticket, Outcome | None]:
-        """Watch, then look. Follows the id when its message has left the slot."""
-        while True:
-            self._core.watch(self._me, ticket.slot)
-            try:
-                found = self._core.outcome(ticket.slot, ticket.generation)
-            except LookupError:
-                self._unwatch(ticket)
-                newer = self.queue.find(ticket.task_id)
-                if newer == ticket:
-                    raise UnknownTask(f"task {ticket.task_id!r} left its slot just now") from None
-                ticket = newer
-                continue
-            if found is None:
-                return ticket, None
-            outcome = outcome_of(ticket.task_id, *found)
-            if outcome.kind is not OutcomeKind.NO_RESULT:
-                return ticket, outcome
-            newer = self.queue.find(ticket.task_id)
-            if newer == ticket:
-                return ticket, None  # it may come again; the sweep looks
-            self._unwatch(ticket)
-            ticket = newer
-
-    def _unwatch(self, ticket: Ticket) -> None:
-        """Nobody here will read what is in that slot: it need not be kept for us."""
-        if self._loop is not None and ticket.slot not in self._waiters:
-            self._core.unwatch(self._me, ticket.slot)
-
-    def _sweep(self) -> None:
-        self._sweeping = None
-        if not self._waiters or self._loop is None:
-            return
-        self._core.arm(self._me)  # who was to ring may be stopped; others shall ring
-        for slot in list(self._waiters):
-            self._wake_waiters(slot)
-        self._sweeping = self._loop.call_later(SWEEP, self._sweep)
-
-    def _wake_waiters(self, slot: int) -> None:
-        for future in self._waiters.get(slot, ()):
-            if not future.done():
-                future.set_result(None)
-
-    def _forget(self, slot: int, future: asyncio.Future[None]) -> None:
-        waiters = self._waiters.get(slot)
-        if waiters is not None:
-            waiters.discard(future)
-            if not waiters:
-                del self._waiters[slot]
+        self._running()
+        return await self._waits.wait(task, timeout)
 
     # ---- the doorbell ----
 
     def _on_bell(self) -> None:
-        queue, core, me = self.queue, self._core, self._me
-        queue.drain_bell()
-        core.arm(me)  # before looking: who ends a message after the look rings again
-        ended = core.completions(me)
-        while ended:
-            for slot in ended:
-                self._wake_waiters(slot)
-            ended = core.completions(me)
-        if self._claimer is not None and not self._claimer.done():
-            self._claimer.set_result(None)
-        self.custodian.refresh()
+        what = self._core.answer(self._me, self._bell)
+        if what & ENDED:
+            self._waits.ended()
+        claimer = self._claimer
+        if claimer is not None and not claimer.done():
+            claimer.set_result(None)
+        if self._line:
+            self._line.called()
+        if what & NEWS:
+            self.custodian.refresh()
 
     def _running(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             raise RuntimeError("the queue is not started on an event loop, or closed")
         return self._loop
-
-
-def _time_out(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_exception(TimeoutError())

@@ -10,8 +10,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from taskiq_supervise.ipc.access import Access
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,13 +31,10 @@ class Doorbell:
     def __init__(self, directory: Path, index: int) -> None:
         self._path = bell_path(directory, index)
         self._path.unlink(missing_ok=True)  # left by a dead one; its index is ours now
+        mode = Access.inside(directory).mode
         os.mkfifo(self._path, 0o600)
         self.fd = os.open(self._path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-
-    def drain(self) -> None:
-        with suppress(BlockingIOError):
-            while len(os.read(self.fd, 4096)) == 4096:
-                continue
+        os.fchmod(self.fd, mode)  # whatever the umask is
 
     def close(self, *, remove: bool = True) -> None:
         if remove:

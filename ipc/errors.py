@@ -14,16 +14,28 @@ class QueueFull(QueueError):
     """No free slot, or no free block for the payload."""
 
 
+class FilesFull(QueueFull):
+    """No room for the payload's file: the file system is full, or a quota or limit is reached."""
+
+
 class PayloadTooLarge(QueueError):
-    """The payload is larger than the queue's blocks can hold together."""
+    """The payload is larger than the queue's largest block."""
 
 
 class LeaseLost(QueueError):
     """The message was given to somebody else; this holder changes nothing any more (fenced)."""
 
 
+class LeaseExpired(LeaseLost):
+    """The message's time was over before it was started; those who wait for it have been told."""
+
+
 class SegmentError(QueueError):
     """The segment cannot be created or attached: another version, damaged, foreign, no space."""
+
+
+class QueueMissing(SegmentError):
+    """There is no queue of this name, and none was to be made."""
 
 
 class UnknownTask(QueueError):

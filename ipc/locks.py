@@ -13,16 +13,21 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
 import struct
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from taskiq_supervise.ipc.access import new_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 CUSTODIAN_BYTE = 0
 SUPERVISOR_BYTE = 1
+DEPUTY_BYTE = 2
+REQUEUE_BYTE = 3
 _FIRST_PARTICIPANT_BYTE = 16
 
 _FLOCK = struct.Struct("@hhqqi")  # l_type, l_whence, l_start, l_len, l_pid of <fcntl.h>
@@ -90,12 +95,32 @@ def open_lock_file(path: Path) -> LockFile:
             found = None
         lock = _files.get((found.st_dev, found.st_ino)) if found else None
         if lock is None:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = _opened_or_made(path)
             opened = os.fstat(fd)
             lock = LockFile(fd, (opened.st_dev, opened.st_ino))
             _files[lock.identity] = lock
         lock.users += 1
         return lock
+
+
+def _opened_or_made(path: Path) -> int:
+    """Made under another name: nobody finds one that he may not open yet."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags)
+    except FileNotFoundError:
+        temporary = path.with_name(f"{path.name}.new-{os.getpid()}-{secrets.token_hex(4)}")
+    fd = new_file(temporary, path.parent)
+    try:
+        os.link(temporary, path)
+    except BaseException as error:
+        os.close(fd)
+        if isinstance(error, FileExistsError):  # somebody else was faster: theirs is used
+            return os.open(path, flags)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)  # gone with the folder when the queue was removed
+    return fd
 
 
 def _forget_in_child() -> None:

@@ -9,6 +9,10 @@ from __future__ import annotations
 import enum
 import signal as signals
 from dataclasses import dataclass
+from typing import NamedTuple
+
+DEFAULT_PRIORITY = 5
+"""Of 0 … 9, higher first."""
 
 
 class Role(enum.IntEnum):
@@ -21,7 +25,7 @@ class Role(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Size of a queue; fixed when its segment is created. The default takes 43 MB.
+    """Size of a queue; fixed when its segment is created. The default takes 47 MB.
 
     Attributes:
         slots: messages and kept results together, a power of two, 64 … 262,144.
@@ -33,7 +37,13 @@ class Geometry:
     slots: int = 16_384
     inline_size: int = 384
     participants: int = 512
-    blocks: tuple[tuple[int, int], ...] = ((1_024, 16_384), (16_384, 1_024))
+    blocks: tuple[tuple[int, int], ...] = (
+        (1_024, 16_384),
+        (4_096, 1_024),
+        (16_384, 256),
+        (65_536, 64),
+        (262_144, 16),
+    )
 
     @classmethod
     def of_capacity(cls, capacity: int) -> Geometry:
@@ -52,7 +62,7 @@ class Geometry:
         return self.slots, self.inline_size, self.participants, self.blocks
 
 
-class OutcomeKind(enum.Enum):
+class OutcomeKind(enum.IntEnum):
     """How a message ended."""
 
     RESULT = 0
@@ -62,6 +72,22 @@ class OutcomeKind(enum.Enum):
     """Its worker died after the acknowledgement, before the result."""
     DEAD = 3
     """It is kept as a dead letter."""
+    EXPIRED = 4
+    """Its time was over before it was started."""
+    DISCARDED = 5
+    """Somebody removed it before it was started."""
+
+
+class MessageState(enum.IntEnum):
+    """Where a message is in its life; the values are those of the slot word."""
+
+    READY = 2
+    DELAYED = 3
+    LEASED = 4
+    RUNNING = 5
+    ACKED = 6
+    DONE = 7
+    DEAD = 8
 
 
 class DeadReason(enum.IntEnum):
@@ -123,12 +149,12 @@ class DeathCause:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a message ended.
 
     Attributes:
         data: the result's bytes, empty unless kind is RESULT.
+        buffers: the result's out-of-band buffers; large ones are views of shared memory.
         attempts: how often it was started.
         detail: why it is a dead letter, in words.
         cause: the death that ended it (WORKER_LOST, or DEAD for MAX_DELIVERIES).
@@ -141,10 +167,10 @@ class Outcome:
     dead_reason: DeadReason | None = None
     detail: str = ""
     cause: DeathCause | None = None
+    buffers: tuple[memoryview, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(NamedTuple):
     """Names one message: the slot it lies in and the slot's generation."""
 
     slot: int
@@ -185,3 +211,34 @@ class Burial:
     redelivered: tuple[str, ...] = ()
     dead: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MessageView:
+    """A message as others see it. Times are Unix time in seconds.
+
+    Attributes:
+        attempts: how often it has been started.
+        size: bytes of the payload, its buffers included.
+        created, due, expires, ended: None where it does not apply.
+        max_deliveries: starts in all, 0: the queue's default.
+        worker_pid: who holds it, or whose death or verdict made it a dead letter.
+        worker: that one's worker slot under its supervisor.
+        detail: why it is a dead letter, in words.
+    """
+
+    ticket: Ticket
+    state: MessageState
+    attempts: int
+    priority: int
+    size: int
+    created: float
+    due: float | None
+    expires: float | None
+    ended: float | None
+    max_deliveries: int
+    worker_pid: int | None = None
+    worker: int | None = None
+    dead_reason: DeadReason | None = None
+    detail: str = ""
+    cause: DeathCause | None = None

@@ -14,21 +14,21 @@ import logging
 import os
 import re
 import secrets
-import stat
-import time
+import shutil
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from taskiq_supervise.ipc._core import Core, initialize, segment_size
-from taskiq_supervise.ipc.errors import QueueError, SegmentError
-
-if TYPE_CHECKING:
-    from taskiq_supervise.ipc.model import Geometry
+from taskiq_supervise.ipc._core import Core, initialize, is_volatile, segment_size
+from taskiq_supervise.ipc.access import Access, check_segment, new_file
+from taskiq_supervise.ipc.errors import QueueError, QueueMissing, SegmentError
+from taskiq_supervise.ipc.model import Geometry
+from taskiq_supervise.ipc.salvage import carry_over
 
 QUEUE_DIRECTORY_VARIABLE = "TASKIQ_SUPERVISE_QUEUE_DIR"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_PRIVATE = Access()
+_SHM = Path("/dev/shm")
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +38,16 @@ def default_base_directory() -> Path:
     configured = os.environ.get(QUEUE_DIRECTORY_VARIABLE)
     if configured:
         return Path(configured).absolute()
-    shm = Path("/dev/shm")
-    if not shm.is_dir():
+    if not _SHM.is_dir():
         raise SegmentError(
-            f"{shm} does not exist on this machine; set {QUEUE_DIRECTORY_VARIABLE} "
+            f"{_SHM} does not exist on this machine; set {QUEUE_DIRECTORY_VARIABLE} "
             "to a folder on a tmpfs"
         )
-    return shm / f"taskiq-supervise-{os.geteuid()}"
+    return _own_base_directory()
+
+
+def _own_base_directory() -> Path:
+    return _SHM / f"taskiq-supervise-{os.geteuid()}"
 
 
 def check_name(name: str) -> str:
@@ -56,33 +59,51 @@ def check_name(name: str) -> str:
     return name
 
 
-def _own_directory(path: Path) -> None:
-    """Make the folder, or refuse one that somebody else could tamper with."""
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.lstat()
-    except OSError as error:
-        raise SegmentError(f"queue folder {path}: {error.strerror}") from error
-    if not stat.S_ISDIR(found.st_mode):
-        raise SegmentError(f"queue folder {path} is not a folder")
-    if found.st_uid != os.geteuid():
-        raise SegmentError(
-            f"queue folder {path} belongs to user {found.st_uid}, not to {os.geteuid()}: refused"
-        )
-    if found.st_mode & 0o022:
-        raise SegmentError(
-            f"queue folder {path} is writable for others (mode {stat.S_IMODE(found.st_mode):04o}): "
-            "refused; chmod 700 it"
-        )
+def queue_directory(
+    name: str, base: str | os.PathLike[str] | None = None, access: Access = _PRIVATE
+) -> Path:
+    """The queue's folder, made if need be.
 
-
-def queue_directory(name: str, base: str | os.PathLike[str] | None = None) -> Path:
-    """The queue's folder, made if need be. SegmentError: not usable."""
+    SegmentError: not usable. FileNotFoundError: somebody removes the queue.
+    """
     parent = default_base_directory() if base is None else Path(base).absolute()
-    _own_directory(parent)
+    if access.is_shared and parent == _own_base_directory():
+        raise SegmentError(
+            f"queue {name!r} cannot be shared in {parent}, which is this user's own: say where all "
+            f"its users find it (directory=…, or {QUEUE_DIRECTORY_VARIABLE})"
+        )
+    access.make_base(parent)
     directory = parent / check_name(name)
-    _own_directory(directory)
+    access.make_folder(directory)
     return directory
+
+
+def made_queue(
+    name: str, base: str | os.PathLike[str] | None, geometry: Geometry, access: Access = _PRIVATE
+) -> Path:
+    """The folder of a queue, with a segment in it; both are made if need be."""
+    directory = queue_directory(name, base, access)
+    if not (directory / "segment").exists():
+        open_core(directory, geometry).close()
+    return directory
+
+
+def existing_queue(
+    name: str, base: str | os.PathLike[str] | None = None, access: Access | None = _PRIVATE
+) -> Path:
+    """The folder of a queue that is there. QueueMissing: none is; SegmentError: not usable.
+
+    access: None takes it as it is.
+    """
+    parent = default_base_directory() if base is None else Path(base).absolute()
+    directory = parent / check_name(name)
+    with suppress(FileNotFoundError):
+        asked = Access.found(directory) if access is None else access
+        asked.check_base(parent)
+        asked.check_folder(directory)
+        if (directory / "segment").exists():
+            return directory
+    raise QueueMissing(f"there is no queue {name!r} in {parent}")
 
 
 def boot_id() -> bytes:
@@ -91,66 +112,119 @@ def boot_id() -> bytes:
     ).bytes
 
 
-def _create(path: Path, geometry: Geometry) -> None:
+def _new_file(path: Path, geometry: Geometry) -> tuple[Path, int]:
+    """A complete segment under a name of its own, and its descriptor."""
     try:
         size = segment_size(geometry.as_tuple())
     except ValueError as error:
         raise QueueError(f"{geometry}: out of range") from error
     temporary = path.with_name(f"segment.new-{os.getpid()}-{secrets.token_hex(4)}")
-    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    _clear_leftovers(path.parent)
+    fd = new_file(temporary, path.parent)
     try:
-        try:
-            os.posix_fallocate(fd, 0, size)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise SegmentError(
-                    f"no room for a queue of {size / 1e6:.0f} MB in {path.parent} "
-                    f"({error.strerror}); free some, make the queue smaller (capacity=…), "
-                    f"or set {QUEUE_DIRECTORY_VARIABLE}"
-                ) from error
-            raise
-        initialize(fd, geometry.as_tuple(), boot_id())
+        fcntl.flock(fd, fcntl.LOCK_EX)  # somebody is at it: not a leftover
+        os.posix_fallocate(fd, 0, size)
+        initialize(fd, geometry.as_tuple(), boot_id(), not is_volatile(fd))
+    except BaseException as error:
+        os.close(fd)
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise SegmentError(
+                f"no room for a queue of {size / 1e6:.0f} MB in {path.parent} "
+                f"({error.strerror}); free some, make the queue smaller (capacity=…), "
+                f"or set {QUEUE_DIRECTORY_VARIABLE}"
+            ) from error
+        raise
+    return temporary, fd
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """What those left who were killed over it. Who loses its file just then begins again."""
+    for path in folder.glob("segment.new-*"):
+        with suppress(FileNotFoundError):
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            except BlockingIOError:
+                continue
+            finally:
+                os.close(fd)
+
+
+def _create(path: Path, geometry: Geometry) -> None:
+    temporary, fd = _new_file(path, geometry)
+    try:
         with suppress(FileExistsError):  # somebody else was faster: theirs is used
             os.link(temporary, path)
     finally:
         os.close(fd)
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)  # gone with the folder when the queue was removed
 
 
-def _set_aside_of_another_boot(path: Path, core: Core, opened: os.stat_result) -> bool:
-    """A segment of an earlier boot (the folder is on a disk): kept, but not trusted."""
+def _replace_of_another_boot(path: Path, core: Core, opened: os.stat_result) -> bool:
+    """A segment of an earlier boot (the folder is on a disk): a new one takes its messages over."""
     if core.boot_id() == boot_id():
         return False
-    aside = path.with_name(f"segment.boot-{core.boot_id().hex()[:8]}-{time.time_ns()}")
     # One at a time, and only the file that was looked at: after a reboot several start at once, and
     # the name may be that of the new segment by now.
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
-        if not os.path.samestat(path.stat(), opened):
-            return True
-        path.rename(aside)
-    except FileNotFoundError:  # another process set it aside just now
+        if os.path.samestat(path.stat(), opened):
+            _replace(path, core)
+    except FileNotFoundError:  # the queue is being removed
         return True
     finally:
         os.close(folder)
-    logger.warning(
-        "queue segment %s is of an earlier boot: kept as %s, starting with an empty one",
-        path,
-        aside,
-    )
     return True
 
 
-def open_core(directory: Path, geometry: Geometry) -> Core:
-    """Attach to the queue's segment, making it if there is none. SegmentError: refused, and why."""
+def _replace(path: Path, old: Core) -> None:
+    boot = old.boot_id().hex()[:8]
+    aside, files_aside = (path.with_name(f"{name}.boot-{boot}") for name in ("segment", "files"))
+    slots, inline_size, participants, blocks = old.geometry()
+    temporary, fd = _new_file(path, Geometry(slots, inline_size, participants, blocks))
+    try:
+        new = Core(fd)
+        try:
+            found = carry_over(old, new, path.with_name("files"), files_aside)
+        finally:
+            new.close()
+        aside.unlink(missing_ok=True)  # left by one who was interrupted after the next step
+        os.link(path, aside)
+        temporary.rename(path)
+    finally:
+        os.close(fd)
+        temporary.unlink(missing_ok=True)
+    where = f"; the old segment is kept as {aside}"
+    if not found.damaged:
+        where = ""
+        aside.unlink()
+        shutil.rmtree(files_aside, ignore_errors=True)
+    logger.warning("queue segment %s is of an earlier boot: %s%s", path, found, where)
+
+
+def open_core(directory: Path, geometry: Geometry | None) -> Core:
+    """Attach to the queue's segment.
+
+    Args:
+        geometry: of the segment that is made if there is none; None: nothing is made or replaced.
+
+    Raises:
+        SegmentError: refused, and why. FileNotFoundError: it is not there, or the folder has gone.
+    """
     path = directory / "segment"
-    for _ in range(8):  # each turn somebody else made or set aside the file
+    for _ in range(8):  # each turn somebody else made or replaced the file
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
+            if geometry is None:
+                raise
             try:
                 _create(path, geometry)
+            except FileNotFoundError:
+                raise
             except OSError as error:
                 raise SegmentError(
                     f"cannot make the queue segment {path}: {error.strerror}"
@@ -160,6 +234,7 @@ def open_core(directory: Path, geometry: Geometry) -> Core:
             raise SegmentError(f"cannot open the queue segment {path}: {error.strerror}") from error
         try:
             opened = os.fstat(fd)
+            check_segment(path, opened)
             core = Core(fd)
         except SegmentError as error:
             raise SegmentError(
@@ -168,7 +243,12 @@ def open_core(directory: Path, geometry: Geometry) -> Core:
             ) from error
         finally:
             os.close(fd)
-        if _set_aside_of_another_boot(path, core, opened):
+        if geometry is None and core.boot_id() != boot_id():
+            core.close()
+            raise SegmentError(
+                f"{path} is of an earlier boot: whoever uses the queue next takes its messages over"
+            )
+        if _replace_of_another_boot(path, core, opened):
             core.close()
             continue
         return core

@@ -1,12 +1,9 @@
 /* Payload blocks: where everything lies that does not fit into its slot.
  *
  * Each block has a word of its own: held:1 | role:1 | owner:12 | attempt:8 | slot:18 | generation:24.
- * It names the message the block belongs to, so a sweep can tell which blocks outlived theirs without
- * following any chain. A free block's word keeps who freed it: if that participant died before it
- * hinted the block, the sweep hints it.
- *
- * An extent is one block, or a table in a block of the largest class that lists blocks of that class.
- * The table's block is freed last, so that a repair can walk an extent that was freed half way.
+ * It names the message the block belongs to, so a sweep can tell which blocks outlived theirs. A free
+ * block's word keeps who freed it: if that participant died before it hinted the block, the sweep
+ * hints it. What is larger than the largest block lies outside the segment and is not the core's.
  */
 #include "layout.h"
 
@@ -14,6 +11,8 @@
 
 #define HELD (UINT64_C(1) << 63)
 #define WHO_MASK ((UINT64_C(1) << 63) | (UINT64_C(1) << 62) | ((UINT64_C(1) << 42) - 1)) /* no owner, attempt */
+#define LEN_BITS 56u /* of a size word: format:8 | bytes:56 */
+#define LEN_MASK ((UINT64_C(1) << LEN_BITS) - 1)
 
 static uint64_t held_word(const holder *h) {
     return HELD | ((uint64_t)(h->role & 1u) << 62) | ((uint64_t)(h->owner & 0xfffu) << 50) |
@@ -48,10 +47,10 @@ static tsq_au64 *block_data(const tsq *q, uint32_t c, uint32_t i) {
     return bitmap(q, q->at.block_data[c]) + (uint64_t)i * q->geo.block[c].size / 8;
 }
 
-/* Blocks of a class that requests leave to results, so that a full queue can drain. Of the largest it
- * is half: what a task returns may be as large as what it was given, which it holds until it has ended. */
+/* Blocks of a class that requests leave to results, so that a full queue can drain. */
 static uint32_t reserve_of(const tsq *q, uint32_t c) {
-    return q->geo.block[c].count / (c + 1 == q->geo.classes ? 2 : 16);
+    uint32_t kept = q->geo.block[c].count / 16;
+    return kept ? kept : q->geo.block[c].count / 2;
 }
 
 static int block_take(tsq *q, uint32_t c, uint64_t held, uint32_t *out) {
@@ -76,108 +75,49 @@ static int block_take(tsq *q, uint32_t c, uint64_t held, uint32_t *out) {
 /* Frees the block if it is still held exactly as `word` says. */
 static void block_drop(tsq *q, uint32_t me, uint32_t c, uint32_t i, uint64_t word) {
     if (atomic_compare_exchange_strong(block_word(q, c, i), &word, free_word(me)))
-        (void)ring_put(q, RING_BLOCK + c, i, 0); /* full only with damaged hints: the audit hints it */
+        (void)ring_put(q, RING_BLOCK + c, i, 0); /* full only with damaged hints: the sweep hints it */
 }
 
-static uint64_t table_entries(const tsq *q, uint32_t c) { return q->geo.block[c].size / 8; }
-
-/* The largest payload: what one table can list, less the blocks that are left to results. */
-uint64_t extent_max(const tsq *q, uint32_t role) {
-    uint32_t c = q->geo.classes - 1, count = q->geo.block[c].count;
-    uint32_t usable = role == ROLE_REQUEST ? count - reserve_of(q, c) : count;
-    uint64_t listed = usable > 1 ? usable - 1 : 0, most = table_entries(q, c);
-    uint64_t one = q->geo.block[c].size, more = (listed < most ? listed : most) * one;
-    return one > more ? one : more;
-}
-
-static int table_write(tsq *q, const holder *h, const char *data, uint64_t len, uint32_t *first) {
-    uint32_t c = q->geo.classes - 1, head, size = q->geo.block[c].size;
-    uint64_t n = (len + size - 1) / size, held = held_word(h);
-    if (block_take(q, c, held, &head)) return TSQ_FULL;
-    tsq_au64 *table = block_data(q, c, head);
-    atomic_store_explicit(block_size(q, c, head), len, memory_order_release);
-    for (uint64_t k = 0; k < n; k++) {
-        uint32_t i;
-        if (block_take(q, c, held, &i)) {
-            for (uint64_t j = 0; j < k; j++)
-                block_drop(q, h->owner, c, (uint32_t)atomic_load_explicit(&table[j], memory_order_relaxed), held);
-            block_drop(q, h->owner, c, head, held);
-            return TSQ_FULL;
-        }
-        atomic_store_explicit(&table[k], i, memory_order_release);
-        uint64_t part = len - k * size < size ? len - k * size : size;
-        copy_in(block_data(q, c, i), data + k * size, part);
-    }
-    *first = block_number(q, c, head);
-    return TSQ_OK;
-}
-
-/* Writes data into blocks held by h. TSQ_OK, TSQ_FULL (nothing is kept) or TSQ_TOO_LARGE. */
-int extent_write(tsq *q, const holder *h, const void *data, uint64_t len, uint32_t *first) {
-    if (len > extent_max(q, h->role)) return TSQ_TOO_LARGE;
+/* Writes data into a block held by h: of the smallest class that has one. TSQ_OK, TSQ_FULL, TSQ_TOO_LARGE. */
+int block_write(tsq *q, const holder *h, const void *data, uint64_t len, uint32_t format, uint32_t *number) {
+    if (len > block_max(q)) return TSQ_TOO_LARGE;
     for (uint32_t c = 0; c < q->geo.classes; c++) {
         uint32_t i;
         if (q->geo.block[c].size < len || block_take(q, c, held_word(h), &i)) continue;
-        atomic_store_explicit(block_size(q, c, i), len, memory_order_release);
+        atomic_store_explicit(block_size(q, c, i), (uint64_t)(format & 0xffu) << LEN_BITS | len, memory_order_release);
         copy_in(block_data(q, c, i), data, len);
-        *first = block_number(q, c, i);
+        *number = block_number(q, c, i);
         return TSQ_OK;
     }
-    if (len <= q->geo.block[q->geo.classes - 1].size) return TSQ_FULL;
-    return table_write(q, h, data, len, first);
+    return TSQ_FULL;
 }
 
-/* Length of the extent that starts at `first`. The caller checks the slot word afterwards. */
-int extent_len(tsq *q, uint32_t first, uint64_t *len) {
+/* Length and format of what lies in the block. The caller checks the slot word afterwards. */
+int block_len(tsq *q, uint32_t number, uint64_t *len, uint32_t *format) {
     uint32_t c, i;
-    if (!block_find(q, first, &c, &i)) return TSQ_GONE;
-    *len = atomic_load_explicit(block_size(q, c, i), memory_order_acquire);
-    return *len > extent_max(q, ROLE_RESULT) ? TSQ_GONE : TSQ_OK;
+    if (!block_find(q, number, &c, &i)) return TSQ_GONE;
+    uint64_t size = atomic_load_explicit(block_size(q, c, i), memory_order_acquire);
+    *format = (uint32_t)(size >> LEN_BITS);
+    *len = size & LEN_MASK;
+    return *len > q->geo.block[c].size ? TSQ_GONE : TSQ_OK;
 }
 
-/* Copies an extent of len bytes. Indexes are checked: a torn table yields TSQ_GONE or garbage that
- * the caller's check of the slot word throws away, never an access outside. */
-int extent_read(tsq *q, uint32_t first, uint64_t len, char *out) {
+/* Copies len bytes; torn ones are thrown away by the caller's check of the slot word. */
+int block_read(tsq *q, uint32_t number, uint64_t len, char *out) {
     uint32_t c, i;
-    if (!block_find(q, first, &c, &i)) return TSQ_GONE;
-    uint32_t size = q->geo.block[c].size;
-    if (len <= size) {
-        copy_out(out, block_data(q, c, i), len);
-        return TSQ_OK;
-    }
-    uint64_t n = (len + size - 1) / size;
-    if (c != q->geo.classes - 1 || n > table_entries(q, c)) return TSQ_GONE;
-    tsq_au64 *table = block_data(q, c, i);
-    for (uint64_t k = 0; k < n; k++) {
-        uint64_t b = atomic_load_explicit(&table[k], memory_order_acquire);
-        if (b >= q->geo.block[c].count) return TSQ_GONE;
-        copy_out(out + k * size, block_data(q, c, (uint32_t)b), len - k * size < size ? len - k * size : size);
-    }
+    if (!block_find(q, number, &c, &i) || len > q->geo.block[c].size) return TSQ_GONE;
+    copy_out(out, block_data(q, c, i), len);
     return TSQ_OK;
 }
 
-/* Frees an extent of this message. Safe to repeat, and beside others who do the same: each block is
- * freed by the one CAS that still finds it held for the message. */
-void extent_free(tsq *q, uint32_t me, uint32_t role, uint32_t slot_index, uint64_t gen, uint32_t first) {
+/* Frees a block of this message. Safe to repeat, and beside others who do the same: the one CAS that
+ * still finds it held for the message frees it. */
+void block_free(tsq *q, uint32_t me, uint32_t role, uint32_t slot_index, uint64_t gen, uint32_t number) {
     holder h = {.owner = 0, .role = role, .slot = slot_index, .attempt = 0, .gen = gen};
-    uint64_t mine = held_word(&h);
     uint32_t c, i;
-    if (!block_find(q, first, &c, &i)) return;
-    uint64_t head = atomic_load_explicit(block_word(q, c, i), memory_order_acquire);
-    if ((head & WHO_MASK) != mine) return;
-    uint64_t len = atomic_load_explicit(block_size(q, c, i), memory_order_acquire);
-    uint32_t size = q->geo.block[c].size;
-    if (c == q->geo.classes - 1 && len > size && len <= extent_max(q, role)) {
-        uint64_t n = (len + size - 1) / size;
-        tsq_au64 *table = block_data(q, c, i);
-        for (uint64_t k = 0; k < n && k < table_entries(q, c); k++) {
-            uint64_t b = atomic_load_explicit(&table[k], memory_order_acquire);
-            if (b >= q->geo.block[c].count) continue;
-            uint64_t w = atomic_load_explicit(block_word(q, c, (uint32_t)b), memory_order_acquire);
-            if ((w & WHO_MASK) == mine) block_drop(q, me, c, (uint32_t)b, w);
-        }
-    }
-    block_drop(q, me, c, i, head);
+    if (!block_find(q, number, &c, &i)) return;
+    uint64_t w = atomic_load_explicit(block_word(q, c, i), memory_order_acquire);
+    if ((w & WHO_MASK) == held_word(&h)) block_drop(q, me, c, i, w);
 }
 
 /* Does the message this block was taken for still need it? Slots have been repaired before. */
@@ -221,6 +161,29 @@ int blocks_sweep(tsq *q, uint32_t dead, uint32_t me) {
             atomic_compare_exchange_strong(block_word(q, c, i), &w, now);
         }
         free(hinted);
+    }
+    return TSQ_OK;
+}
+
+/* Hints free blocks that nobody hints: who took a stale hint of one away may have done so after the
+ * block was freed, and before who freed it hinted it, which it did not live to do. As with slots, the
+ * words are read before the rings. */
+int blocks_audit(tsq *q) {
+    for (uint32_t c = 0; c < q->geo.classes; c++) {
+        uint32_t n = q->geo.block[c].count;
+        uint64_t *seen = calloc(n, sizeof *seen);
+        uint8_t *hinted = calloc(n / 8 + 1, 1);
+        int ok = seen && hinted;
+        for (uint32_t i = 0; ok && i < n; i++)
+            seen[i] = atomic_load_explicit(block_word(q, c, i), memory_order_acquire);
+        if (ok) ring_mark_hinted(q, RING_BLOCK + c, hinted, n);
+        for (uint32_t i = 0; ok && i < n; i++)
+            if (!(seen[i] & HELD) && !((hinted[i / 8] >> (i % 8)) & 1) &&
+                atomic_load_explicit(block_word(q, c, i), memory_order_acquire) == seen[i])
+                (void)ring_put(q, RING_BLOCK + c, i, 0);
+        free(seen);
+        free(hinted);
+        if (!ok) return TSQ_NO_MEMORY;
     }
     return TSQ_OK;
 }

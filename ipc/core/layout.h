@@ -10,15 +10,25 @@
 #include "tsq.h"
 
 #define TSQ_MAGIC UINT64_C(0x31474553515354) /* "TSQSEG1" */
-#define TSQ_VERSION 1u
+#define TSQ_VERSION 2u
 #define TSQ_ARCH (UINT32_C(0x01020304) ^ ((uint32_t)sizeof(void *) << 28))
 
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "64-bit atomics must be lock-free to be shared");
 _Static_assert(ATOMIC_INT_LOCK_FREE == 2, "32-bit atomics must be lock-free to be shared");
 
-/* RING_AGAIN holds what was given back or lost its worker: it is claimed before what is new. */
-enum { RING_FREE = 0, RING_AGAIN = 1, RING_LANE = 2, RING_DONE = 3, RING_READ = 4, RING_DEAD = 5, RING_BLOCK = 6 };
-#define RING_MAX (RING_BLOCK + TSQ_MAX_CLASSES)
+/* RING_AGAIN holds what was given back or lost its worker: it is claimed before what is new. RING_ROOM
+ * holds participants in line for room, the others slots or blocks. */
+enum {
+    RING_FREE = 0,
+    RING_AGAIN = 1,
+    RING_DONE = 2,
+    RING_READ = 3,
+    RING_DEAD = 4,
+    RING_ROOM = 5,
+    RING_LANE = 6,
+    RING_BLOCK = RING_LANE + TSQ_LANES
+};
+_Static_assert(RING_BLOCK + TSQ_MAX_CLASSES == TSQ_MAX_RINGS, "the layout has room for all rings");
 
 /* head and tail on lines of their own: two lines because of the adjacent-line prefetcher. */
 typedef struct {
@@ -35,24 +45,35 @@ typedef struct {
     tsq_geometry geo;
     /* Shared state. Owner and order of each are said where it is used. */
     _Alignas(128) tsq_au32 custodian;
-    tsq_au32 supervisor, max_deliveries, changes;
+    tsq_au32 deputy, supervisor, max_deliveries, changes;
+    tsq_au64 result_ttl_ns;
+    tsq_au32 checked;    /* messages carry checksums: the segment may outlive the boot */
+    tsq_au32 lanes_used; /* bit set before a lane is used for the first time; never cleared */
+    _Alignas(128) tsq_au64 next_due; /* the earliest time announced since the last look */
+    tsq_au64 planned;                /* when the custodian will look next */
+    _Alignas(128) tsq_au32 turns; /* claims, while several lanes are in use */
 } header;
 
 /* The only non-atomic fields are written in WRITING by the slot's owner, before the releasing
  * store of READY, and read by lease holders after the acquiring CAS; readers without a lease use
  * copy_out and check the word again. */
 typedef struct {
+    /* The line that everybody touches. */
     tsq_au64 word;
     tsq_au64 ref;   /* result reference: attempt:8 | generation:32 | where:24 */
     tsq_au64 watch; /* bit (participant mod 64): ring those when the message ends */
-    tsq_au64 death; /* TSQ_DEATH of the last worker that died running it; recoverers only */
-    tsq_au64 created_ns, done_ns;
-    tsq_au64 len;     /* bytes of payload */
-    tsq_au32 extent;  /* first block of the payload + 1, 0: inline */
-    tsq_au32 id_len;  /* bytes of id, at the start of the inline area */
+    tsq_au64 expires_ns;
+    tsq_au64 len;      /* bytes of payload */
+    tsq_au32 block;    /* number of the payload's block + 1, 0: inline */
+    tsq_au32 id_len;   /* bytes of id, at the start of the inline area */
+    tsq_au32 lane, format;
     tsq_au32 max_deliveries;
     tsq_au32 read_gen; /* generation (low 32 bits) whose outcome has been read + 1 */
-    char pad[128 - 7 * 8 - 4 * 4];
+    /* The line of what is read seldom. */
+    tsq_au64 death; /* TSQ_DEATH of the last worker that died running it; recoverers only */
+    tsq_au64 created_ns, done_ns, due_ns, size;
+    tsq_au32 checksum; /* see salvage.c; 0 where none is kept */
+    char pad[128 - 10 * 8 - 7 * 4];
     _Alignas(128) tsq_au64 data[]; /* id, padded to 8 bytes, then the payload */
 } slot;
 
@@ -91,11 +112,15 @@ static inline int participant_live(const tsq *q, uint32_t i) {
     return (int)(atomic_load_explicit(&participant_at(q, i)->word, memory_order_acquire) >> 63);
 }
 
+static inline int in_use(unsigned state) { return state >= TSQ_READY && state <= TSQ_DEAD; }
+
 /* Result references. `where` is a block number + 1, or a code from the top of its range. */
 #define WHERE_NONE 0u
 #define WHERE_NO_RESULT 0xffffffu
 #define WHERE_LOST 0xfffffeu
 #define WHERE_DEATH 0xfffffdu
+#define WHERE_EXPIRED 0xfffffcu
+#define WHERE_DISCARDED 0xfffffbu
 #define WHERE_CODES 0xfffff0u
 static inline uint64_t ref_make(unsigned attempt, uint64_t gen, uint32_t where) {
     return ((uint64_t)(attempt & 0xffu) << 56) | ((gen & 0xffffffffu) << 24) | (where & 0xffffffu);
@@ -110,6 +135,9 @@ int ring_peek(tsq *q, unsigned r, uint64_t *pos, uint32_t *index, uint32_t *gen1
 int ring_advance(tsq *q, unsigned r, uint64_t pos);
 uint32_t ring_hints(const tsq *q, unsigned r);
 void ring_mark_hinted(const tsq *q, unsigned r, uint8_t *set, uint32_t n);
+void hint_slot(tsq *q, unsigned r, uint32_t index, uint64_t gen, unsigned state);
+void hint_ready(tsq *q, uint32_t index, uint64_t gen);
+void mark_hinted_ready(const tsq *q, uint8_t *set);
 
 /* block.c */
 enum { ROLE_REQUEST = 0, ROLE_RESULT = 1 };
@@ -117,24 +145,35 @@ typedef struct {
     uint32_t owner, role, slot, attempt;
     uint64_t gen;
 } holder;
-int extent_write(tsq *q, const holder *h, const void *data, uint64_t len, uint32_t *first);
-void extent_free(tsq *q, uint32_t me, uint32_t role, uint32_t slot_index, uint64_t gen, uint32_t first);
-int extent_read(tsq *q, uint32_t first, uint64_t len, char *out);
-int extent_len(tsq *q, uint32_t first, uint64_t *len);
+int block_write(tsq *q, const holder *h, const void *data, uint64_t len, uint32_t format, uint32_t *number);
+void block_free(tsq *q, uint32_t me, uint32_t role, uint32_t slot_index, uint64_t gen, uint32_t number);
+int block_read(tsq *q, uint32_t number, uint64_t len, char *out);
+int block_len(tsq *q, uint32_t number, uint64_t *len, uint32_t *format);
 int blocks_sweep(tsq *q, uint32_t dead, uint32_t me);
-uint64_t extent_max(const tsq *q, uint32_t role);
+int blocks_audit(tsq *q);
+static inline uint64_t block_max(const tsq *q) { return q->geo.block[q->geo.classes - 1].size; }
 
 /* copy.c */
 void copy_in(tsq_au64 *dst, const void *src, uint64_t len);
 void copy_out(void *dst, const tsq_au64 *src, uint64_t len);
 
-/* evict.c: 1 if an outcome was forgotten, 0 if there is none to forget */
-int make_room(tsq *q, uint32_t me);
+/* evict.c */
+int make_room(tsq *q, uint32_t me); /* 1 if an outcome was forgotten, 0 if there is none to forget */
+int slot_reclaim(tsq *q, uint32_t me, uint32_t slot_index, uint64_t word);
+void dead_letters_trim(tsq *q, uint32_t me);
+void result_drop(tsq *q, uint32_t me, uint32_t slot_index, uint64_t ref);
+
+/* due.c */
+int announce_due(tsq *q, uint64_t at_ns);
+int waits_until_due(const tsq *q, uint32_t slot_index, uint64_t now_ns);
+
+/* salvage.c */
+uint32_t message_checksum(const tsq_message *m);
+
+/* room.c */
+uint32_t room_kept(const tsq *q);
 
 /* outcome.c */
 void notify_watchers(tsq *q, uint32_t slot_index, uint64_t wake[TSQ_WAKE_WORDS]);
-void result_drop(tsq *q, uint32_t me, uint32_t slot_index, uint64_t ref);
-void dead_letters_trim(tsq *q, uint32_t me);
-int slot_reclaim(tsq *q, uint32_t me, uint32_t slot_index, uint64_t word);
 
 #endif

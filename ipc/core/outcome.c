@@ -1,4 +1,4 @@
-/* Outcomes: finding a message by its id, reading how it ended, telling those who wait, forgetting it.
+/* Outcomes: finding a message by its id, reading how it ended, telling those who wait.
  *
  * Readers hold nothing. They copy and then check the slot word again; whoever reuses the slot or its
  * blocks has changed the word before.
@@ -30,6 +30,13 @@ void tsq_unwatch(tsq *q, uint32_t me, uint32_t slot_index) {
     if (slot_index < q->geo.slots) atomic_fetch_and(&slot_at(q, slot_index)->watch, ~(UINT64_C(1) << (me % 64)));
 }
 
+int tsq_has_completions(tsq *q, uint32_t me) {
+    uint64_t any = 0;
+    for (uint32_t w = 0; w < q->geo.slots / 64; w++)
+        any |= atomic_load_explicit(&completions_of(q, me)[w], memory_order_acquire);
+    return any != 0;
+}
+
 uint32_t tsq_completions(tsq *q, uint32_t me, uint32_t *slots, uint32_t n) {
     tsq_au64 *bits = completions_of(q, me);
     uint32_t found = 0;
@@ -39,29 +46,6 @@ uint32_t tsq_completions(tsq *q, uint32_t me, uint32_t *slots, uint32_t n) {
         for (; v; v &= v - 1) slots[found++] = w * 64 + (uint32_t)__builtin_ctzll(v);
     }
     return found;
-}
-
-/* Frees the blocks of the outcome that ref names, for the generation that ref names. */
-void result_drop(tsq *q, uint32_t me, uint32_t slot_index, uint64_t ref) {
-    uint32_t where = ref_where(ref);
-    if (where != WHERE_NONE && where < WHERE_CODES)
-        extent_free(q, me, ROLE_RESULT, slot_index, ref_gen(ref), where - 1);
-}
-
-/* Forgets the outcome in `word` and frees its slot. 1 if it was ours to forget. The new generation
- * is announced first, so that readers notice; ref still names the old one until the blocks are free,
- * which is how a repair knows what was left to do. */
-int slot_reclaim(tsq *q, uint32_t me, uint32_t slot_index, uint64_t word) {
-    slot *s = slot_at(q, slot_index);
-    uint64_t gen = tsq_gen_of(word), taken = tsq_word(TSQ_WRITING, me, 0, gen + 1), w = word;
-    uint32_t extent = atomic_load_explicit(&s->extent, memory_order_acquire);
-    if (!atomic_compare_exchange_strong(&s->word, &w, taken)) return 0;
-    result_drop(q, me, slot_index, atomic_load_explicit(&s->ref, memory_order_acquire));
-    if (extent && tsq_state_of(word) == TSQ_DEAD) extent_free(q, me, ROLE_REQUEST, slot_index, gen, extent - 1);
-    atomic_store_explicit(&s->ref, ref_make(0, gen + 1, WHERE_NONE), memory_order_release);
-    atomic_store(&s->word, tsq_word(TSQ_FREE, me, 0, gen + 1));
-    (void)ring_put(q, RING_FREE, slot_index, 0);
-    return 1;
 }
 
 /* FNV-1a with a final mix, so that ids which differ in their last character differ everywhere. */
@@ -88,7 +72,7 @@ int tsq_find(tsq *q, const void *id, uint32_t id_len, uint32_t *slot_out, uint64
         if (atomic_load_explicit(&hashes(q)[i], memory_order_relaxed) != hash) continue;
         slot *s = slot_at(q, i);
         uint64_t w = atomic_load_explicit(&s->word, memory_order_acquire);
-        if (tsq_state_of(w) < TSQ_READY || tsq_state_of(w) > TSQ_DEAD || !id_matches(s, id, id_len)) continue;
+        if (!in_use(tsq_state_of(w)) || !id_matches(s, id, id_len)) continue;
         uint64_t created = atomic_load_explicit(&s->created_ns, memory_order_acquire);
         uint64_t ref = atomic_load_explicit(&s->ref, memory_order_acquire);
         uint64_t again = atomic_load_explicit(&s->word, memory_order_acquire);
@@ -114,6 +98,17 @@ int tsq_id_of(tsq *q, uint32_t slot_index, uint64_t generation, char *id, uint32
     return tsq_gen_of(atomic_load_explicit(&s->word, memory_order_acquire)) == generation ? TSQ_OK : TSQ_GONE;
 }
 
+static uint32_t kind_of(uint64_t w, uint64_t ref) {
+    if (tsq_state_of(w) == TSQ_DEAD) return TSQ_OUTCOME_DEAD;
+    switch (ref_where(ref)) {
+    case WHERE_NO_RESULT: return TSQ_OUTCOME_NO_RESULT;
+    case WHERE_LOST: return TSQ_OUTCOME_LOST;
+    case WHERE_EXPIRED: return TSQ_OUTCOME_EXPIRED;
+    case WHERE_DISCARDED: return TSQ_OUTCOME_DISCARDED;
+    default: return TSQ_OUTCOME_RESULT;
+    }
+}
+
 /* The first to read an outcome offers it for eviction before those that nobody has read. */
 static void mark_read(tsq *q, slot *s, uint32_t i, uint64_t gen) {
     uint32_t mine = (uint32_t)gen + 1, seen = atomic_load_explicit(&s->read_gen, memory_order_relaxed);
@@ -128,21 +123,19 @@ int tsq_get_outcome(tsq *q, uint32_t slot_index, uint64_t generation, tsq_outcom
     memset(out, 0, sizeof *out);
     uint64_t w = atomic_load(&s->word);
     unsigned state = tsq_state_of(w);
-    if (tsq_gen_of(w) != generation || state == TSQ_FREE || state == TSQ_WRITING || state > TSQ_DEAD) return TSQ_GONE;
+    if (tsq_gen_of(w) != generation || !in_use(state)) return TSQ_GONE;
     if (state != TSQ_DONE && state != TSQ_DEAD) return TSQ_PENDING;
-    uint32_t where = ref_where(atomic_load_explicit(&s->ref, memory_order_acquire));
+    uint64_t ref = atomic_load_explicit(&s->ref, memory_order_acquire);
+    uint32_t where = ref_where(ref);
     out->attempts = tsq_attempt_of(w);
     out->death = atomic_load_explicit(&s->death, memory_order_acquire);
     out->done_ns = atomic_load_explicit(&s->done_ns, memory_order_acquire);
-    out->kind = state == TSQ_DEAD            ? TSQ_OUTCOME_DEAD
-                : where == WHERE_NO_RESULT   ? TSQ_OUTCOME_NO_RESULT
-                : where == WHERE_LOST        ? TSQ_OUTCOME_LOST
-                                             : TSQ_OUTCOME_RESULT;
+    out->kind = kind_of(w, ref);
     int rc = TSQ_OK;
     if (where != WHERE_NONE && where < WHERE_CODES) {
-        rc = extent_len(q, where - 1, &out->len);
+        rc = block_len(q, where - 1, &out->len, &out->format);
         if (!rc && out->len > room) rc = TSQ_TOO_LARGE;
-        if (!rc) rc = extent_read(q, where - 1, out->len, data);
+        if (!rc) rc = block_read(q, where - 1, out->len, data);
     }
     if (rc == TSQ_GONE || atomic_load_explicit(&s->word, memory_order_acquire) != w) return TSQ_GONE;
     /* Who sees that there is no result goes on waiting, for a retry: that is no reason to forget it. */
@@ -150,15 +143,25 @@ int tsq_get_outcome(tsq *q, uint32_t slot_index, uint64_t generation, tsq_outcom
     return rc;
 }
 
-/* Dead letters are bounded: an eighth of the slots, the oldest out. */
-void dead_letters_trim(tsq *q, uint32_t me) {
-    uint64_t pos;
-    uint32_t i, gen12;
-    while (ring_hints(q, RING_DEAD) > q->geo.slots / 8 && ring_peek(q, RING_DEAD, &pos, &i, &gen12)) {
-        if (i < q->geo.slots) {
-            uint64_t w = atomic_load_explicit(&slot_at(q, i)->word, memory_order_acquire);
-            if (tsq_state_of(w) == TSQ_DEAD && (tsq_gen_of(w) & 0xfffu) == gen12) (void)slot_reclaim(q, me, i, w);
-        }
-        (void)ring_advance(q, RING_DEAD, pos);
+int tsq_look(tsq *q, uint32_t slot_index, tsq_view *out) {
+    if (slot_index >= q->geo.slots) return TSQ_GONE;
+    slot *s = slot_at(q, slot_index);
+    for (;;) {
+        uint64_t w = out->word = atomic_load_explicit(&s->word, memory_order_acquire);
+        if (!in_use(tsq_state_of(w))) return TSQ_GONE;
+        out->death = atomic_load_explicit(&s->death, memory_order_acquire);
+        out->created_ns = atomic_load_explicit(&s->created_ns, memory_order_acquire);
+        out->done_ns = atomic_load_explicit(&s->done_ns, memory_order_acquire);
+        out->due_ns = atomic_load_explicit(&s->due_ns, memory_order_acquire);
+        out->expires_ns = atomic_load_explicit(&s->expires_ns, memory_order_acquire);
+        out->size = atomic_load_explicit(&s->size, memory_order_acquire);
+        out->id_len = atomic_load_explicit(&s->id_len, memory_order_acquire);
+        out->lane = atomic_load_explicit(&s->lane, memory_order_acquire);
+        out->format = atomic_load_explicit(&s->format, memory_order_acquire) & 0xffu;
+        out->max_deliveries = atomic_load_explicit(&s->max_deliveries, memory_order_acquire);
+        out->kind = kind_of(w, atomic_load_explicit(&s->ref, memory_order_acquire));
+        int damaged = out->id_len > TSQ_MAX_ID;
+        if (!damaged) copy_out(out->id, s->data, out->id_len);
+        if (atomic_load_explicit(&s->word, memory_order_acquire) == w) return damaged ? TSQ_GONE : TSQ_OK;
     }
 }

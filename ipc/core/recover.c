@@ -33,9 +33,10 @@ static void note(repair *r, uint32_t i, uint32_t kind, uint64_t word) {
 }
 
 static void redeliver(repair *r, uint32_t i, uint64_t w, unsigned attempt) {
-    uint64_t to = tsq_word(TSQ_READY, r->me, attempt, tsq_gen_of(w));
+    unsigned state = waits_until_due(r->q, i, r->now_ns) ? TSQ_DELAYED : TSQ_READY;
+    uint64_t to = tsq_word(state, r->me, attempt, tsq_gen_of(w));
     if (!change(r, i, w, to)) return;
-    (void)ring_put(r->q, RING_AGAIN, i, tsq_gen_of(w));
+    if (state == TSQ_READY) hint_slot(r->q, RING_AGAIN, i, tsq_gen_of(w), TSQ_READY);
     note(r, i, TSQ_REDELIVERED, to);
 }
 
@@ -50,7 +51,7 @@ static void conclude(repair *r, uint32_t i, uint64_t w, unsigned state, uint32_t
     if (!change(r, i, w, to)) return;
     if (ref_gen(old) == (uint32_t)tsq_gen_of(w)) result_drop(r->q, r->me, i, old);
     notify_watchers(r->q, i, r->wake);
-    (void)ring_put(r->q, state == TSQ_DEAD ? RING_DEAD : RING_DONE, i, tsq_gen_of(w));
+    hint_slot(r->q, state == TSQ_DEAD ? RING_DEAD : RING_DONE, i, tsq_gen_of(w), state);
     note(r, i, state == TSQ_DEAD ? TSQ_DEAD_LETTERED : TSQ_RESULT_LOST, to);
 }
 
@@ -59,7 +60,12 @@ static void repair_running(repair *r, uint32_t i, uint64_t w) {
     unsigned attempt = tsq_attempt_of(w);
     uint32_t limit = atomic_load_explicit(&s->max_deliveries, memory_order_relaxed);
     if (!limit) limit = atomic_load_explicit(tsq_max_deliveries(r->q), memory_order_relaxed);
-    if (r->explained) redeliver(r, i, w, attempt ? attempt - 1 : 0);
+    if (r->explained) {
+        /* The start does not count, so a reference of it must not stand in the way of later ends. */
+        unsigned before = attempt ? attempt - 1 : 0;
+        atomic_store_explicit(&s->ref, ref_make(before, tsq_gen_of(w), WHERE_NONE), memory_order_release);
+        redeliver(r, i, w, before);
+    }
     else if (attempt >= limit) conclude(r, i, w, TSQ_DEAD, WHERE_DEATH);
     else redeliver(r, i, w, attempt);
 }
@@ -78,9 +84,9 @@ static void repair_slot(repair *r, uint32_t i, uint64_t w) {
         break;
     case TSQ_WRITING: repair_writing(r, i, w); break;
     case TSQ_READY:
-        if (!hinted(r->lane, i)) (void)ring_put(r->q, RING_LANE, i, tsq_gen_of(w));
+        if (!hinted(r->lane, i)) hint_ready(r->q, i, tsq_gen_of(w));
         break;
-    case TSQ_DELAYED: break; /* no ring holds it: the custodian finds it by its word */
+    case TSQ_DELAYED: break; /* in no ring: what is due is looked for after every repair */
     case TSQ_LEASED: redeliver(r, i, w, tsq_attempt_of(w)); break;
     case TSQ_RUNNING: repair_running(r, i, w); break;
     case TSQ_ACKED: conclude(r, i, w, TSQ_DONE, WHERE_LOST); break;
@@ -115,15 +121,18 @@ int tsq_recover(tsq *q, uint32_t dead, uint32_t me, uint64_t cause, uint64_t now
         uint64_t mask = ~(UINT64_C(1) << (dead % 64));
         atomic_fetch_and(&bitmap(q, q->at.sleeping)[dead / 64], mask);
         atomic_fetch_and(&bitmap(q, q->at.empty)[dead / 64], mask);
-        ring_mark_hinted(q, RING_AGAIN, r.lane, q->geo.slots);
-        ring_mark_hinted(q, RING_LANE, r.lane, q->geo.slots);
+        tsq_step_out(q, dead);
+        mark_hinted_ready(q, r.lane);
         ring_mark_hinted(q, RING_FREE, r.freed, q->geo.slots);
         ring_mark_hinted(q, RING_DONE, r.done, q->geo.slots);
         ring_mark_hinted(q, RING_DEAD, r.done, q->geo.slots);
         for (uint32_t i = 0; i < q->geo.slots; i++) {
             uint64_t w = atomic_load(&slot_at(q, i)->word);
             if (tsq_owner_of(w) == dead) repair_slot(&r, i, w);
+            else if (tsq_state_of(w) == TSQ_READY && !hinted(r.lane, i)) hint_ready(q, i, tsq_gen_of(w));
         }
+        /* It may have died between a commit and its announcement, or over a look at what is due. */
+        (void)announce_due(q, 0);
         dead_letters_trim(q, me);
         rc = blocks_sweep(q, dead, me);
         *repairs = r.list;
@@ -150,8 +159,7 @@ typedef struct {
 static void audit_look(tsq *q, audit *a) {
     for (uint32_t i = 0; i < q->geo.slots; i++)
         a->seen[i] = atomic_load_explicit(&slot_at(q, i)->word, memory_order_acquire);
-    ring_mark_hinted(q, RING_AGAIN, a->lane, q->geo.slots);
-    ring_mark_hinted(q, RING_LANE, a->lane, q->geo.slots);
+    mark_hinted_ready(q, a->lane);
     ring_mark_hinted(q, RING_FREE, a->freed, q->geo.slots);
     ring_mark_hinted(q, RING_DONE, a->ended, q->geo.slots);
     ring_mark_hinted(q, RING_DEAD, a->ended, q->geo.slots);
@@ -162,8 +170,9 @@ static int expired_by(const slot *s, uint64_t now_ns, uint64_t ttl_ns) {
     return ttl_ns && now_ns > since && now_ns - since > ttl_ns;
 }
 
-int tsq_audit(tsq *q, uint32_t me, uint64_t now_ns, uint64_t result_ttl_ns, uint64_t dead_ttl_ns,
-              uint32_t *expired, uint32_t *rehinted) {
+int tsq_audit(tsq *q, uint32_t me, uint64_t now_ns, uint64_t dead_ttl_ns, uint32_t *expired,
+              uint32_t *rehinted) {
+    uint64_t result_ttl_ns = atomic_load(tsq_result_ttl(q));
     size_t set = q->geo.slots / 8 + 1;
     audit a = {.seen = calloc(q->geo.slots, sizeof *a.seen), .lane = calloc(set, 1), .freed = calloc(set, 1),
                .ended = calloc(set, 1)};
@@ -177,7 +186,8 @@ int tsq_audit(tsq *q, uint32_t me, uint64_t now_ns, uint64_t result_ttl_ns, uint
             unsigned state = tsq_state_of(w);
             if (atomic_load_explicit(&s->word, memory_order_acquire) != w) continue;
             if (state == TSQ_READY && !hinted(a.lane, i)) { /* its producer is stopped before the hint */
-                if (!ring_put(q, RING_LANE, i, tsq_gen_of(w))) ++*rehinted;
+                hint_ready(q, i, tsq_gen_of(w));
+                ++*rehinted;
             } else if (state == TSQ_FREE && !hinted(a.freed, i)) {
                 (void)ring_put(q, RING_FREE, i, 0);
             } else if (state == TSQ_DONE || state == TSQ_DEAD) {
@@ -187,7 +197,7 @@ int tsq_audit(tsq *q, uint32_t me, uint64_t now_ns, uint64_t result_ttl_ns, uint
                     (void)ring_put(q, state == TSQ_DEAD ? RING_DEAD : RING_DONE, i, tsq_gen_of(w));
             }
         }
-        rc = TSQ_OK;
+        rc = blocks_audit(q);
     }
     free(a.seen);
     free(a.lane);

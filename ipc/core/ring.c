@@ -90,6 +90,13 @@ uint32_t ring_hints(const tsq *q, unsigned r) {
     return d > (int64_t)q->at.ring_size[r] ? (uint32_t)q->at.ring_size[r] : (uint32_t)d;
 }
 
+/* A hint of an earlier message in the slot; RING_FREE and the rings of blocks do not tell. */
+static int is_stale(const tsq *q, unsigned r, uint32_t index, uint64_t hint) {
+    if (r == RING_FREE || r >= RING_BLOCK) return 0;
+    uint64_t w = atomic_load_explicit(&slot_at(q, index)->word, memory_order_acquire);
+    return (tsq_gen_of(w) & 0xfffu) != (hint >> INDEX_BITS & 0xfffu);
+}
+
 /* Sets the bit of every index below n that is hinted now: one pass, for repairs. */
 void ring_mark_hinted(const tsq *q, unsigned r, uint8_t *set, uint32_t n) {
     const ring_ends *e = ring_at(q, r);
@@ -99,6 +106,34 @@ void ring_mark_hinted(const tsq *q, unsigned r, uint8_t *set, uint32_t n) {
         uint64_t v = atomic_load_explicit(ring_cell(q, r, pos), memory_order_acquire);
         uint32_t i = (uint32_t)v & INDEX_MASK;
         if ((uint32_t)(v >> 32) != lap_of(q, r, pos)) break;
-        if (i < n) set[i / 8] |= (uint8_t)(1u << (i % 8));
+        if (i < n && !is_stale(q, r, i, v)) set[i / 8] |= (uint8_t)(1u << (i % 8));
     }
+}
+
+/* Hints a slot; a ring full of stale hints loses its oldest ones first. Bounded: should all hints be
+ * valid, some of them doubly, the audit hints this slot. */
+void hint_slot(tsq *q, unsigned r, uint32_t index, uint64_t gen, unsigned state) {
+    for (uint64_t tries = q->at.ring_size[r]; tries && ring_put(q, r, index, gen); tries--) {
+        uint64_t pos;
+        uint32_t k, gen12;
+        if (!ring_peek(q, r, &pos, &k, &gen12)) continue; /* emptied meanwhile */
+        if (!ring_advance(q, r, pos) || k >= q->geo.slots) continue;
+        uint64_t w = atomic_load_explicit(&slot_at(q, k)->word, memory_order_acquire);
+        if (tsq_state_of(w) == state && (tsq_gen_of(w) & 0xfffu) == gen12) (void)ring_put(q, r, k, tsq_gen_of(w));
+    }
+}
+
+/* Hints a READY slot in its lane. The lane's bit comes before the hint (both seq_cst): who is about to
+ * sleep and does not see the bit did not see the hint either, and is seen by who put it. */
+void hint_ready(tsq *q, uint32_t index, uint64_t gen) {
+    uint32_t lane = atomic_load_explicit(&slot_at(q, index)->lane, memory_order_relaxed);
+    if (lane >= TSQ_LANES) lane = 0; /* damaged */
+    tsq_au32 *used = &head_of(q)->lanes_used;
+    if (!(atomic_load(used) >> lane & 1)) atomic_fetch_or(used, UINT32_C(1) << lane);
+    hint_slot(q, RING_LANE + lane, index, gen, TSQ_READY);
+}
+
+void mark_hinted_ready(const tsq *q, uint8_t *set) {
+    ring_mark_hinted(q, RING_AGAIN, set, q->geo.slots);
+    for (unsigned lane = 0; lane < TSQ_LANES; lane++) ring_mark_hinted(q, RING_LANE + lane, set, q->geo.slots);
 }

@@ -16,13 +16,13 @@ static uint64_t layout_hash(void) {
     uint64_t h = UINT64_C(0xcbf29ce484222325);
     h = mix(h, sizeof(header));
     h = mix(h, offsetof(header, custodian));
-    h = mix(h, offsetof(header, changes));
+    h = mix(h, offsetof(header, turns));
     h = mix(h, sizeof(slot));
-    h = mix(h, offsetof(slot, read_gen));
+    h = mix(h, offsetof(slot, checksum));
     h = mix(h, sizeof(participant));
     h = mix(h, offsetof(participant, armed));
     h = mix(h, sizeof(ring_ends));
-    h = mix(h, RING_MAX);
+    h = mix(h, TSQ_MAX_RINGS);
     return h;
 }
 
@@ -49,6 +49,14 @@ static uint64_t place(uint64_t *end, uint64_t size) {
     return at;
 }
 
+static uint64_t ring_members(const tsq_geometry *g, uint32_t r) {
+    if (r >= RING_BLOCK) return g->block[r - RING_BLOCK].count;
+    if (r != RING_ROOM) return g->slots;
+    uint64_t n = 64;
+    while (n < g->participants) n *= 2;
+    return n;
+}
+
 int tsq_layout_of(const tsq_geometry *g, tsq_layout *at) {
     if (!geometry_ok(g)) return TSQ_BAD_ARGUMENT;
     memset(at, 0, sizeof *at);
@@ -57,11 +65,12 @@ int tsq_layout_of(const tsq_geometry *g, tsq_layout *at) {
     at->rings = place(&end, rings * sizeof(ring_ends));
     for (uint32_t r = 0; r < rings; r++) {
         /* Twice as many cells as there are things to hint: stale hints have room too. */
-        at->ring_size[r] = 2 * (uint64_t)(r < RING_BLOCK ? g->slots : g->block[r - RING_BLOCK].count);
+        at->ring_size[r] = 2 * ring_members(g, r);
         at->ring_cells[r] = place(&end, at->ring_size[r] * 8);
     }
     at->sleeping = place(&end, g->participants / 8);
     at->empty = place(&end, g->participants / 8);
+    at->waiting = place(&end, g->participants / 8);
     at->participants = place(&end, (uint64_t)g->participants * sizeof(participant));
     at->completions = place(&end, (uint64_t)g->participants * (g->slots / 8));
     at->hashes = place(&end, (uint64_t)g->slots * 8);
@@ -87,6 +96,9 @@ void tsq_init(void *base, const tsq_geometry *geo, const tsq_layout *at, const u
     h->geo = *geo;
     memcpy(h->boot_id, boot_id, 16);
     atomic_store(&h->max_deliveries, 3);
+    atomic_store(&h->result_ttl_ns, UINT64_C(3600000000000));
+    atomic_store(&h->next_due, UINT64_MAX);
+    atomic_store(&h->planned, UINT64_MAX);
     for (uint32_t i = 0; i < geo->slots; i++) (void)ring_put(&q, RING_FREE, i, 0);
     for (uint32_t c = 0; c < geo->classes; c++)
         for (uint32_t i = 0; i < geo->block[c].count; i++) (void)ring_put(&q, RING_BLOCK + c, i, 0);
@@ -158,6 +170,8 @@ void tsq_unregister(tsq *q, uint32_t me) {
     uint32_t mine = me;
     atomic_compare_exchange_strong(tsq_custodian(q), &mine, 0);
     mine = me;
+    atomic_compare_exchange_strong(tsq_deputy(q), &mine, 0);
+    mine = me;
     atomic_compare_exchange_strong(tsq_supervisor(q), &mine, 0);
     atomic_fetch_add(tsq_changes(q), 1);
 }
@@ -182,6 +196,9 @@ void tsq_explain(tsq *q, uint32_t index) {
 }
 
 tsq_au32 *tsq_custodian(tsq *q) { return &head_of(q)->custodian; }
+tsq_au32 *tsq_deputy(tsq *q) { return &head_of(q)->deputy; }
 tsq_au32 *tsq_supervisor(tsq *q) { return &head_of(q)->supervisor; }
 tsq_au32 *tsq_max_deliveries(tsq *q) { return &head_of(q)->max_deliveries; }
 tsq_au32 *tsq_changes(tsq *q) { return &head_of(q)->changes; }
+tsq_au64 *tsq_result_ttl(tsq *q) { return &head_of(q)->result_ttl_ns; }
+tsq_au64 *tsq_next_due(tsq *q) { return &head_of(q)->next_due; }

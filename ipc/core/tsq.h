@@ -20,6 +20,8 @@
 #define TSQ_MAX_PARTICIPANTS 4096u /* index 0 means nobody */
 #define TSQ_MAX_SLOTS (1u << 18)
 #define TSQ_MAX_ID 200u
+#define TSQ_LANES 10u /* priorities 0 … 9, higher ones first */
+#define TSQ_MAX_RINGS (6u + TSQ_LANES + TSQ_MAX_CLASSES)
 #define TSQ_WAKE_WORDS (TSQ_MAX_PARTICIPANTS / 64u)
 
 typedef _Atomic uint64_t tsq_au64;
@@ -44,7 +46,7 @@ enum tsq_status {
     TSQ_PENDING = 2,     /* no outcome yet */
     TSQ_GONE = 3,        /* this generation has left the slot */
     TSQ_FULL = -1,       /* no free slot or block */
-    TSQ_TOO_LARGE = -2,  /* larger than every block chain can be */
+    TSQ_TOO_LARGE = -2,  /* larger than the largest block */
     TSQ_FENCED = -3,     /* the lease is not ours any more */
     TSQ_NO_MEMORY = -4,  /* private memory for a scan */
     TSQ_BAD_ARGUMENT = -5
@@ -55,7 +57,10 @@ enum tsq_outcome_kind {
     TSQ_OUTCOME_RESULT = 0,
     TSQ_OUTCOME_NO_RESULT = 1,
     TSQ_OUTCOME_LOST = 2, /* its worker died after the acknowledgement */
-    TSQ_OUTCOME_DEAD = 3  /* dead letter */
+    TSQ_OUTCOME_DEAD = 3, /* dead letter */
+    TSQ_OUTCOME_EXPIRED = 4,   /* its time was over before it was started */
+    TSQ_OUTCOME_DISCARDED = 5, /* somebody removed it before it was started */
+    TSQ_FORGET = 6             /* for tsq_finish: leave no outcome */
 };
 
 /* Why a participant died, as far as its parent could see. */
@@ -75,9 +80,9 @@ typedef struct {
 /* Where everything lies; computed from a geometry, never read from the segment. */
 typedef struct {
     uint64_t total;
-    uint64_t rings, ring_cells[TSQ_MAX_CLASSES + 6];
-    uint64_t ring_size[TSQ_MAX_CLASSES + 6];
-    uint64_t sleeping, empty, participants, completions, hashes, slots;
+    uint64_t rings, ring_cells[TSQ_MAX_RINGS];
+    uint64_t ring_size[TSQ_MAX_RINGS];
+    uint64_t sleeping, empty, waiting, participants, completions, hashes, slots;
     uint64_t block_words[TSQ_MAX_CLASSES], block_sizes[TSQ_MAX_CLASSES], block_data[TSQ_MAX_CLASSES];
     uint64_t stride;
 } tsq_layout;
@@ -93,8 +98,14 @@ typedef struct {
     uint32_t id_len;
     const void *payload;
     uint64_t len;
+    uint64_t size;           /* bytes in all, what lies elsewhere included: to be shown */
     uint32_t max_deliveries; /* 0: the queue's default */
-    uint64_t now_ns;         /* wall clock, to be shown and for expiry */
+    uint32_t lane;           /* 0 … TSQ_LANES - 1 */
+    uint32_t format;         /* how payload is to be read, 0 … 255; means nothing to the core */
+    uint32_t privileged;     /* may take the slots that are kept for redelivery */
+    uint64_t now_ns;         /* wall clock */
+    uint64_t due_ns;         /* not before; 0: at once */
+    uint64_t expires_ns;     /* not started after; 0: no limit */
 } tsq_message;
 
 /* A held lease: the slot and the exact word that proves it. */
@@ -109,7 +120,15 @@ typedef struct {
     uint64_t death; /* see tsq_death_* */
     uint64_t done_ns;
     uint64_t len; /* bytes of result, or of the reason of a dead letter */
+    uint32_t format; /* of the result */
 } tsq_outcome;
+
+/* A message as it is seen without taking it. */
+typedef struct {
+    uint64_t word, death, created_ns, done_ns, due_ns, expires_ns, size;
+    uint32_t id_len, lane, format, max_deliveries, kind; /* kind: of the outcome */
+    char id[TSQ_MAX_ID];
+} tsq_view;
 
 typedef struct {
     uint32_t slot;
@@ -140,29 +159,55 @@ void tsq_unregister(tsq *q, uint32_t me);
 int tsq_participant_at(const tsq *q, uint32_t index, tsq_participant *out);
 void tsq_explain(tsq *q, uint32_t index);
 tsq_au32 *tsq_custodian(tsq *q);  /* participant that repairs, 0 while there is none */
+tsq_au32 *tsq_deputy(tsq *q);     /* participant that repairs when the custodian does not */
 tsq_au32 *tsq_supervisor(tsq *q); /* participant of the supervisor, 0 while there is none */
 tsq_au32 *tsq_max_deliveries(tsq *q);
 tsq_au32 *tsq_changes(tsq *q); /* counts registrations: the custodian looks for newcomers */
 
+/* Nanoseconds that an outcome is kept, 0: until its room is needed. */
+tsq_au64 *tsq_result_ttl(tsq *q);
+/* The earliest time, not looked at yet, at which a message is due or expires; ~0: none. */
+tsq_au64 *tsq_next_due(tsq *q);
+
 /* ---- messages ---- */
-/* On TSQ_OK *lease names the committed message and *wake a worker to ring (0: none). */
-int tsq_put(tsq *q, uint32_t me, const tsq_message *m, tsq_lease *out, uint32_t *wake);
+/* Whom to ring. sleeper: a worker (0: none). due: the custodian has to look at next_due. */
+typedef struct {
+    uint32_t sleeper, due;
+} tsq_call;
+/* tsq_put is tsq_reserve and tsq_commit. In between the message has its slot and generation, which
+ * name what is kept outside the segment, and is visible to nobody. */
+int tsq_put(tsq *q, uint32_t me, const tsq_message *m, tsq_lease *out, tsq_call *call);
+int tsq_fits(const tsq *q, uint32_t id_len, uint64_t len); /* into a slot, or the largest block */
+int tsq_reserve(tsq *q, uint32_t me, const tsq_message *m, tsq_lease *out);
+void tsq_commit(tsq *q, uint32_t me, tsq_lease *lease, tsq_call *call); /* updates lease->word */
+void tsq_give_up(tsq *q, uint32_t me, const tsq_lease *lease);
 int tsq_claim(tsq *q, uint32_t me, tsq_lease *out);
 int tsq_claim_new(tsq *q, uint32_t me, tsq_lease *out); /* nothing that was given back */
+/* Takes this message if it waits, READY or DELAYED, else TSQ_FENCED. */
+int tsq_take(tsq *q, uint32_t me, uint32_t slot, uint64_t generation, tsq_lease *out);
 /* id: room for TSQ_MAX_ID bytes. TSQ_TOO_LARGE: *len is more than room, call again with more.
  * TSQ_FENCED: the lease is gone. TSQ_GONE: the slot is damaged. */
 int tsq_read_request(tsq *q, const tsq_lease *lease, char *id, uint32_t *id_len, void *payload,
                      uint64_t room, uint64_t *len);
+uint32_t tsq_format_of(tsq *q, const tsq_lease *lease);
+uint64_t tsq_expiry_of(tsq *q, const tsq_lease *lease);
 int tsq_start(tsq *q, tsq_lease *lease); /* updates lease->word */
 int tsq_ack(tsq *q, tsq_lease *lease);   /* updates lease->word */
-/* The ends of a lease. wake: bitmap of participants whose watched message has ended. */
+/* The ends of a lease. wake: bitmap of participants whose watched message has ended, and of one who
+ * waits for room. */
 int tsq_complete(tsq *q, uint32_t me, const tsq_lease *lease, const void *result, uint64_t len,
-                 uint64_t now_ns, uint64_t wake[TSQ_WAKE_WORDS]);
-int tsq_finish(tsq *q, uint32_t me, const tsq_lease *lease, int keep, uint64_t now_ns,
+                 uint32_t format, uint64_t now_ns, uint64_t wake[TSQ_WAKE_WORDS]);
+/* how: TSQ_OUTCOME_NO_RESULT, _EXPIRED, _DISCARDED or TSQ_FORGET. */
+int tsq_finish(tsq *q, uint32_t me, const tsq_lease *lease, uint32_t how, uint64_t now_ns,
                uint64_t wake[TSQ_WAKE_WORDS]);
 int tsq_dead_letter(tsq *q, uint32_t me, const tsq_lease *lease, const void *detail, uint64_t len,
                     uint64_t now_ns, uint64_t wake[TSQ_WAKE_WORDS]);
-int tsq_release(tsq *q, uint32_t me, const tsq_lease *lease, uint32_t *wake);
+int tsq_release(tsq *q, uint32_t me, const tsq_lease *lease, uint64_t now_ns, tsq_call *call);
+/* Makes due messages READY and ends expired ones; *next_ns: when to look again (~0: never). */
+void tsq_run_due(tsq *q, uint32_t me, uint64_t now_ns, uint64_t *next_ns, uint32_t *moved,
+                 uint32_t *expired, uint64_t wake[TSQ_WAKE_WORDS]);
+/* The custodian says when it will look next; 1: it has to plan again. */
+int tsq_plan_due(tsq *q, uint64_t at_ns);
 
 /* ---- outcomes ---- */
 int tsq_find(tsq *q, const void *id, uint32_t id_len, uint32_t *slot, uint64_t *generation);
@@ -172,8 +217,14 @@ uint64_t tsq_hash(const void *id, uint32_t id_len);
 int tsq_get_outcome(tsq *q, uint32_t slot, uint64_t generation, tsq_outcome *out, void *data, uint64_t room);
 void tsq_watch(tsq *q, uint32_t me, uint32_t slot);
 void tsq_unwatch(tsq *q, uint32_t me, uint32_t slot); /* gave up waiting: the outcome need not be kept */
+/* Forgets an outcome or a dead letter. unawaited: only if nobody alive waits for it. */
+int tsq_forget(tsq *q, uint32_t me, uint32_t slot, uint64_t generation, int unawaited);
+/* TSQ_GONE: the slot holds no message. */
+int tsq_look(tsq *q, uint32_t slot, tsq_view *out);
 /* Takes up to n slots whose watched message may have ended; returns how many. */
 uint32_t tsq_completions(tsq *q, uint32_t me, uint32_t *slots, uint32_t n);
+
+int tsq_has_completions(tsq *q, uint32_t me);
 
 /* ---- waking and sleeping ---- */
 void tsq_sleep(tsq *q, uint32_t me, int is_empty); /* announce, then look again before blocking */
@@ -186,15 +237,29 @@ void tsq_ignore_unanswering(tsq *q, uint32_t me); /* forget empty marks of worke
 void tsq_arm(tsq *q, uint32_t me);                /* "ring me": set before blocking on the doorbell */
 int tsq_disarm(tsq *q, uint32_t index);           /* 1 if the bell has to be rung */
 
+/* ---- waiting for room ---- */
+void tsq_queue_up(tsq *q, uint32_t me);  /* get in line, then try again before blocking */
+void tsq_step_out(tsq *q, uint32_t me);
+int tsq_is_waiting(tsq *q, uint32_t me); /* 0: called, or never in line */
+/* Calls the first in line if there is room: after what makes room but ends no lease. */
+void tsq_call_next(tsq *q, uint64_t wake[TSQ_WAKE_WORDS]);
+
 /* ---- repair ---- */
 /* dead must be proven dead by the caller (its lock byte taken) and stay so during the call.
  * repairs: malloc'ed list of what became of its messages; the caller frees it. */
 int tsq_recover(tsq *q, uint32_t dead, uint32_t me, uint64_t cause, uint64_t now_ns,
                 tsq_repair **repairs, uint32_t *n, uint64_t wake[TSQ_WAKE_WORDS]);
 /* Frees outcomes older than the given ages and hints READY slots that nobody hints. */
-int tsq_audit(tsq *q, uint32_t me, uint64_t now_ns, uint64_t result_ttl_ns, uint64_t dead_ttl_ns,
-              uint32_t *expired, uint32_t *rehinted);
+int tsq_audit(tsq *q, uint32_t me, uint64_t now_ns, uint64_t dead_ttl_ns, uint32_t *expired,
+              uint32_t *rehinted);
 void tsq_count(const tsq *q, tsq_counts *out);
+
+/* ---- after a reboot ---- */
+uint32_t tsq_crc32c(uint32_t crc, const void *data, uint64_t len);
+void tsq_keep_checksums(void *base); /* of a new segment: it may outlive the boot */
+int tsq_is_checked(const tsq *q);
+int tsq_salvage(tsq *q, uint32_t slot, tsq_message *m, uint64_t *word, char *id, char *payload);
+void tsq_set_attempts(tsq *q, tsq_lease *lease, uint32_t attempts, uint64_t death);
 
 /* A death record: cause (enum tsq_cause), value (signal or exit status), tag (worker slot + 1), pid. */
 #define TSQ_DEATH(cause, value, tag, pid)                                                          \

@@ -37,8 +37,8 @@ static uint32_t take_sleeper(tsq *q, uint32_t me, int empty_only) {
             uint64_t sleeping = atomic_load(&bitmap(q, q->at.sleeping)[w]);
             if (empty_only) sleeping &= atomic_load(&bitmap(q, q->at.empty)[w]);
             if (!sleeping) break;
-            /* Rotating start: the last hint's position spreads the wakes over the workers. */
-            uint32_t turn = (uint32_t)(atomic_load_explicit(&ring_at(q, RING_LANE)->tail, memory_order_relaxed) % 64);
+            /* Rotating start: the number of messages so far spreads the wakes over the workers. */
+            uint32_t turn = (uint32_t)(atomic_load_explicit(&ring_at(q, RING_FREE)->head, memory_order_relaxed) % 64);
             uint64_t later = sleeping & ~((UINT64_C(1) << turn) - 1);
             uint32_t b = (uint32_t)__builtin_ctzll(later ? later : sleeping);
             uint64_t bit = UINT64_C(1) << b;
@@ -54,7 +54,19 @@ uint32_t tsq_pick_sleeper(tsq *q, uint32_t me, int empty_only) {
     return p;
 }
 
-uint32_t tsq_ready_hints(tsq *q) { return ring_hints(q, RING_AGAIN) + ring_hints(q, RING_LANE); }
+/* A ring that counts nothing is looked into: who put the hint may stand still before moving the tail. */
+static uint32_t hints_or_one(tsq *q, unsigned r) {
+    uint64_t pos;
+    uint32_t index, gen12, n = ring_hints(q, r);
+    return n ? n : (uint32_t)ring_peek(q, r, &pos, &index, &gen12);
+}
+
+uint32_t tsq_ready_hints(tsq *q) {
+    uint32_t used = atomic_load(&head_of(q)->lanes_used), n = hints_or_one(q, RING_AGAIN);
+    for (uint32_t lane = 0; lane < TSQ_LANES; lane++)
+        if (used >> lane & 1) n += hints_or_one(q, RING_LANE + lane);
+    return n;
+}
 
 uint32_t tsq_empty_others(tsq *q, uint32_t me) {
     uint32_t n = 0;
