@@ -5,6 +5,7 @@ from taskiq_supervise.broker.errors import (
     DeadLetterError,
     ForeignResultError,
     GivenBackError,
+    InvalidLabelError,
     MessageTooLargeError,
     QueueFullError,
     QueueNotStartedError,
@@ -12,11 +13,15 @@ from taskiq_supervise.broker.errors import (
     ResultNotReadyError,
     ResultRoomError,
     ResultTooLargeError,
+    TaskDiscardedError,
+    TaskExpiredError,
     UnserializableResultError,
     UnsuitableBrokerError,
     WorkerLostError,
 )
 from taskiq_supervise.broker.formatter import FrameFormatter
+from taskiq_supervise.broker.payload import Payload
+from taskiq_supervise.broker.pickling import CloudpickleSerializer
 from taskiq_supervise.broker.results import SharedMemoryResultBackend
 from taskiq_supervise.broker.rule import broadcast_reason, check_suitable
 from taskiq_supervise.broker.shared_memory import SharedMemoryBroker
@@ -24,11 +29,14 @@ from taskiq_supervise.broker.task import SharedMemoryTask, wait_result
 
 __all__ = [
     "BrokerNotStartedError",
+    "CloudpickleSerializer",
     "DeadLetterError",
     "ForeignResultError",
     "FrameFormatter",
     "GivenBackError",
+    "InvalidLabelError",
     "MessageTooLargeError",
+    "Payload",
     "QueueFullError",
     "QueueNotStartedError",
     "ResultExpiredError",
@@ -38,6 +46,8 @@ __all__ = [
     "SharedMemoryBroker",
     "SharedMemoryResultBackend",
     "SharedMemoryTask",
+    "TaskDiscardedError",
+    "TaskExpiredError",
     "UnserializableResultError",
     "UnsuitableBrokerError",
     "WorkerLostError",

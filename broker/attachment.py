@@ -47,7 +47,7 @@ class Attachment:
         self, lease: Lease, *, keep: bool, on_change: Callable[[], None] = _nothing
     ) -> Delivery:
         """keep: its result belongs into the queue. on_change: its task begins or ends to wait."""
-        delivery = Delivery(lease, self._ended, on_change)
+        delivery = Delivery(lease, self.queue, self._ended, on_change)
         delivery.keep = keep
         self.held[delivery] = None
         return delivery

@@ -11,7 +11,8 @@ import logging
 from collections.abc import Callable
 from contextvars import ContextVar
 
-from taskiq_supervise.ipc import DeadReason, Lease, LeaseLost, QueueFull
+from taskiq_supervise.broker.payload import Payload, buffers_of, check_fits, size_of
+from taskiq_supervise.ipc import AsyncTaskQueue, DeadReason, Lease, LeaseExpired, LeaseLost
 
 logger = logging.getLogger("taskiq_supervise.broker")
 
@@ -19,8 +20,6 @@ ROOM_PATIENCE = 60.0
 """Seconds that a result waits for room. Requests leave room for results, so what a result waits for
 is that others of its size are read, or expire, or make room; clients that are busy with the results
 they have take seconds for that, and a result that is dropped was computed in vain."""
-_FIRST_PAUSE = 0.001
-_LONGEST_PAUSE = 0.1
 
 current_delivery: "ContextVar[Delivery | None]" = ContextVar("current_delivery", default=None)
 """The delivery whose task the running code belongs to; threads of sync tasks inherit it."""
@@ -34,6 +33,7 @@ class Delivery:
         "_loop",
         "_on_change",
         "_on_end",
+        "_queue",
         "acked",
         "completed",
         "ended",
@@ -48,8 +48,13 @@ class Delivery:
     )
 
     def __init__(
-        self, lease: Lease, on_end: "Callable[[Delivery], None]", on_change: Callable[[], None]
+        self,
+        lease: Lease,
+        queue: AsyncTaskQueue,
+        on_end: "Callable[[Delivery], None]",
+        on_change: Callable[[], None],
     ) -> None:
+        """queue: the lease's."""
         self.lease = lease
         self.started = False
         self.acked = False
@@ -68,6 +73,7 @@ class Delivery:
         """Those who wait look here for the result, and have to be told when there is none."""
         self.waiting = 0
         """Its task waits for so many results of other tasks."""
+        self._queue = queue
         self._loop = asyncio.get_running_loop()
         self._on_end = on_end
         self._on_change = on_change
@@ -76,8 +82,13 @@ class Delivery:
     def task_id(self) -> str:
         return self.lease.task_id
 
+    @property
+    def payload(self) -> bytes:
+        """What the formatter reads; with buffers that may lie in shared memory."""
+        return Payload.of(self.lease.payload, self.lease.buffers)
+
     def start(self) -> int:
-        """Counts the start; returns which one it is. Raises LeaseLost."""
+        """Counts the start; returns which one it is. Raises LeaseLost, LeaseExpired."""
         attempt = self.lease.start()
         self.started = True
         return attempt
@@ -94,7 +105,7 @@ class Delivery:
             self.finish()
 
     async def complete(self, result: bytes) -> None:
-        """Result and acknowledgement in one step.
+        """Result and acknowledgement in one step. The buffers of a Payload are part of it.
 
         Raises PayloadTooLarge; QueueFull when no room was found in `ROOM_PATIENCE` seconds.
         """
@@ -103,24 +114,16 @@ class Delivery:
             return
         if self.ended:
             return
-        pause = _FIRST_PAUSE
-        deadline = asyncio.get_running_loop().time() + ROOM_PATIENCE
-        while True:
-            try:
-                self.lease.complete(result)
-            except QueueFull:
-                if asyncio.get_running_loop().time() > deadline:
-                    raise
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
-            except LeaseLost as error:
-                logger.warning("The result of task %s is dropped: %s", self.task_id, error)
-                self._end()
-                return
-            else:
-                self.completed = True
-                self._end()
-                return
+        check_fits(size_of(result), self._queue.queue.directory)
+        try:
+            await self._queue.complete(
+                self.lease, result, buffers_of(result), timeout=ROOM_PATIENCE
+            )
+        except LeaseLost as error:
+            logger.warning("The result of task %s is dropped: %s", self.task_id, error)
+        else:
+            self.completed = True
+        self._end()
 
     def finish(self) -> None:
         """Acknowledged, without a result here: the same id may come again, or has it elsewhere."""
@@ -153,8 +156,11 @@ class Delivery:
         self._end()
 
     def lost(self, error: LeaseLost) -> None:
-        """Somebody else has it; nothing that is done here counts any more."""
-        logger.warning("Task %s is not ours any more: %s", self.task_id, error)
+        """Somebody else has it, or it came too late; nothing that is done here counts any more."""
+        if isinstance(error, LeaseExpired):
+            logger.info("Task %s is not run, it has expired: %s", self.task_id, error)
+        else:
+            logger.warning("Task %s is not ours any more: %s", self.task_id, error)
         if not self.ended:
             self._end()
 
@@ -177,4 +183,6 @@ class Delivery:
 
     def _end(self) -> None:
         self.ended = True
+        # Whoever still has the delivery keeps no large memory by it.
+        self.lease.buffers = ()
         self._on_end(self)

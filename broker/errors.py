@@ -21,6 +21,7 @@ __all__ = [
     "DeadLetterError",
     "ForeignResultError",
     "GivenBackError",
+    "InvalidLabelError",
     "MessageTooLargeError",
     "QueueFullError",
     "QueueNotStartedError",
@@ -28,6 +29,8 @@ __all__ = [
     "ResultNotReadyError",
     "ResultRoomError",
     "ResultTooLargeError",
+    "TaskDiscardedError",
+    "TaskExpiredError",
     "UnserializableResultError",
     "UnsuitableBrokerError",
     "WorkerLostError",
@@ -66,7 +69,7 @@ class BrokerNotStartedError(QueueNotStartedError, SendTaskError):
 
 
 class QueueFullError(FieldsError, SendTaskError):
-    """There was no room in the queue for as long as the broker's `kiq_timeout` allows."""
+    """There was no room in the queue for as long as `kiq_timeout` allows."""
 
     __template__ = (
         "the queue {queue!r} was full for {timeout} s; start more workers, or give "
@@ -74,6 +77,13 @@ class QueueFullError(FieldsError, SendTaskError):
     )
     queue: str
     timeout: float | None
+    reason: str = ""
+    """Set when it was the file system that had no room."""
+
+    def __str__(self) -> str:
+        if not self.reason:
+            return super().__str__()
+        return f"the queue {self.queue!r} was full for {self.timeout} s: {self.reason}"
 
 
 class MessageTooLargeError(FieldsError, SendTaskError):
@@ -85,6 +95,15 @@ class MessageTooLargeError(FieldsError, SendTaskError):
     task: str
     size: int
     reason: str
+
+
+class InvalidLabelError(FieldsError, SendTaskError):
+    """A label that the queue reads says nothing that it could do."""
+
+    __template__ = "the label {label} is {value!r}, not {allowed}"
+    label: str
+    value: str
+    allowed: str
 
 
 class GivenBackError(FieldsError, SendTaskError):
@@ -138,8 +157,8 @@ class ResultRoomError(FieldsError, ResultBackendError):
 
     __template__ = (
         "no room in the queue {queue!r} for the result of task {task_id} ({size} bytes) within "
-        "{timeout} s: other messages and results fill it; make it larger with "
-        "SharedMemoryBroker(geometry=...), or have fewer large messages in it at once"
+        "{timeout} s: other messages and results fill it, or its file system; make it larger with "
+        "SharedMemoryBroker(capacity=...), or have fewer large messages in it at once"
     )
     task_id: str
     size: int
@@ -220,6 +239,24 @@ class DeadLetterError(FieldsError):
     def __str__(self) -> str:
         detail = f" ({self.detail})" if self.detail else ""
         return f"task {self.task_id} was dead-lettered: {self.reason}{detail}"
+
+
+class TaskExpiredError(FieldsError):
+    """The task was not run: no worker had started it when its label `expires` said it was late."""
+
+    __template__ = "{task} was not run: it had expired before a worker could start it"
+    task_id: str
+    task: str
+    """The task's name where it is known, else its id."""
+
+
+class TaskDiscardedError(FieldsError):
+    """The task was not run: somebody took it out of the queue (`taskiq-supervise queue purge`)."""
+
+    __template__ = "{task} was not run: it was taken out of the queue before a worker started it"
+    task_id: str
+    task: str
+    """The task's name where it is known, else its id."""
 
 
 def _named(number: Any) -> int:

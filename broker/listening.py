@@ -56,7 +56,7 @@ async def acknowledge(
     """What the `ack` of an AckableMessage does."""
     if delivery.ended:  # saving the result was the acknowledgement
         return
-    unusable = why_unusable(broker, delivery.lease.payload)
+    unusable = why_unusable(broker, delivery.payload)
     if unusable is not None:
         delivery.dead_letter(*unusable)
     elif broker.keeps_results:

@@ -15,10 +15,13 @@ from taskiq.serialization import ExceptionRepr, prepare_exception, safe_repr
 
 from taskiq_supervise.broker.errors import (
     DeadLetterError,
+    TaskDiscardedError,
+    TaskExpiredError,
     UnserializableResultError,
     WorkerLostError,
 )
-from taskiq_supervise.broker.formatter import pack, unpack
+from taskiq_supervise.broker.frames import pack, unpack
+from taskiq_supervise.broker.payload import Payload
 from taskiq_supervise.ipc import DeadReason, Outcome, OutcomeKind
 
 logger = logging.getLogger("taskiq_supervise.broker")
@@ -45,7 +48,7 @@ def error_result(
 
 
 def encode(task_id: str, result: TaskiqResult[Any], serializer: TaskiqSerializer) -> bytes:
-    """The bytes of a result. Never fails: see above."""
+    """The bytes of a result, with what is large beside them. Never fails: see above."""
     try:
         return _encode(result, result.return_value, serializer)
     except Exception as error:
@@ -71,7 +74,7 @@ def _encode(result: TaskiqResult[Any], value: Any, serializer: TaskiqSerializer)
         "labels": result.labels,
         "error": None if result.error is None else _error(result.error),
     }
-    return pack(values, ("return_value", "labels"), serializer, as_they_are=True)
+    return pack(values, ("return_value", "labels"), serializer, as_they_are=True, beside=True)
 
 
 def _error(error: BaseException) -> Any:
@@ -94,11 +97,17 @@ def decode(
     """The result that a client gets. Raises ResultGetError for bytes that are not a result."""
     if outcome.kind is OutcomeKind.RESULT:
         try:
-            return TaskiqResult.model_validate(unpack(outcome.data, serializer))
+            data = Payload.of(outcome.data, outcome.buffers)
+            return TaskiqResult.model_validate(unpack(data, serializer))
         except Exception as error:
             raise ResultGetError from error
+    task = task_name or f"task {outcome.task_id}"
+    if outcome.kind is OutcomeKind.EXPIRED:
+        return error_result(TaskExpiredError(task_id=outcome.task_id, task=task))
+    if outcome.kind is OutcomeKind.DISCARDED:
+        return error_result(TaskDiscardedError(task_id=outcome.task_id, task=task))
     if outcome.kind is OutcomeKind.WORKER_LOST or outcome.dead_reason is DeadReason.MAX_DELIVERIES:
-        return error_result(_worker_lost(outcome, task_name))
+        return error_result(_worker_lost(outcome, task))
     return error_result(
         DeadLetterError(
             task_id=outcome.task_id,
@@ -109,11 +118,11 @@ def decode(
     )
 
 
-def _worker_lost(outcome: Outcome, task_name: str | None) -> WorkerLostError:
+def _worker_lost(outcome: Outcome, task: str) -> WorkerLostError:
     cause = outcome.cause
     return WorkerLostError(
         task_id=outcome.task_id,
-        task=task_name or f"task {outcome.task_id}",
+        task=task,
         signal=cause.signal if cause else None,
         exit_code=cause.exit_code if cause else None,
         worker=cause.worker if cause else None,

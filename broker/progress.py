@@ -16,6 +16,8 @@ from typing import Any
 from pydantic_core import to_json
 from taskiq.depends.progress_tracker import TaskProgress
 
+from taskiq_supervise.ipc.access import Access, make_folder, new_file
+
 
 class ProgressFolder:
     """The progress files of one queue, as one process sees them."""
@@ -24,12 +26,16 @@ class ProgressFolder:
         self._folder = folder
 
     def set(self, task_id: str, progress: TaskProgress[Any]) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        queue = self._folder.parent
+        if not self._folder.is_dir():
+            make_folder(self._folder, Access.inside(queue).folder_mode)
         path = self._path(task_id)
         temporary = path.with_suffix(f".{os.getpid()}")
         state = getattr(progress.state, "value", progress.state)
         values = {"task_id": task_id, "state": state, "meta": progress.meta}
-        temporary.write_bytes(to_json(values))
+        temporary.unlink(missing_ok=True)  # of one that died as it wrote, and had our pid
+        with open(new_file(temporary, queue), "wb") as file:
+            file.write(to_json(values))
         temporary.replace(path)
 
     def get(self, task_id: str) -> TaskProgress[Any] | None:

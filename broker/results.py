@@ -25,6 +25,7 @@ from taskiq_supervise.broker.errors import (
     ResultTooLargeError,
     UnsuitableBrokerError,
 )
+from taskiq_supervise.broker.payload import size_of
 from taskiq_supervise.broker.rule import class_name
 from taskiq_supervise.ipc import (
     Outcome,
@@ -163,10 +164,10 @@ async def complete(
     try:
         await delivery.complete(data)
     except PayloadTooLarge as reason:
-        error = ResultTooLargeError(task_id=task_id, size=len(data), reason=str(reason))
+        error = ResultTooLargeError(task_id=task_id, size=size_of(data), reason=str(reason))
     except QueueFull:
         error = ResultRoomError(
-            task_id=task_id, size=len(data), queue=broker.name, timeout=ROOM_PATIENCE
+            task_id=task_id, size=size_of(data), queue=broker.name, timeout=ROOM_PATIENCE
         )
     else:
         return

@@ -5,7 +5,9 @@ attaches to its queue in `startup()`, once per event loop. A child of a fork has
 parent's and attaches for itself when it first uses the broker.
 """
 
+import math
 import os
+import time
 from collections.abc import AsyncGenerator
 from functools import partial
 from pathlib import Path
@@ -25,9 +27,12 @@ from taskiq_supervise.broker.errors import (
     QueueFullError,
 )
 from taskiq_supervise.broker.formatter import FrameFormatter
+from taskiq_supervise.broker.labels import MAX_DELIVERIES, Schedule
+from taskiq_supervise.broker.payload import buffers_of, check_fits, size_of
 from taskiq_supervise.broker.results import SharedMemoryResultBackend
 from taskiq_supervise.broker.task import SharedMemoryDecoratedTask
 from taskiq_supervise.ipc import (
+    FilesFull,
     Geometry,
     LeaseLost,
     PayloadTooLarge,
@@ -36,6 +41,7 @@ from taskiq_supervise.ipc import (
     SegmentError,
     TaskQueue,
     Ticket,
+    access,
     default_base_directory,
 )
 from taskiq_supervise.ipc.segment import check_name
@@ -51,11 +57,9 @@ if TYPE_CHECKING:
     else:
         from typing_extensions import Self
 
-_MAX_DELIVERIES = 255
-
 
 class SharedMemoryBroker(AsyncBroker):
-    """Tasks and results through shared memory, between processes of one user on one machine.
+    """Tasks and results through shared memory, between processes on one machine.
 
     name: the queue; brokers with the same name and directory share it.
     directory: where queues live, instead of $TASKIQ_SUPERVISE_QUEUE_DIR or a folder in /dev/shm.
@@ -64,8 +68,17 @@ class SharedMemoryBroker(AsyncBroker):
     geometry: everything about the size. Who creates the queue decides; later ones take it as it is.
     max_deliveries: how often a task is started at most, when its workers die (the label
         `max_deliveries` says it for one task; 3 unless the supervisor says otherwise).
-    kiq_timeout: seconds that `kiq()` waits for room in a full queue; None: as long as it takes.
+    kiq_timeout: seconds that `kiq()` waits for room in a full queue; None: as long as it takes (the
+        label `kiq_timeout` says it for one task).
+    result_ttl: seconds that a result is kept, unless its room is needed; 0: until then. One value
+        per queue: who starts last decides. None: leaves it as it is, 3600 at first.
+    mode, group: who may use the queue: 0o600 this user, 0o660 the users of a group (its name or
+        gid; default: the process's), 0o666 everybody. Shared, it needs a directory that all of them
+        name, and the same mode and group in every program: each of them trusts all the others.
     """
+
+    takes_buffers = True
+    """Tells FrameFormatter that `kick()` knows Payload and the labels."""
 
     def __init__(
         self,
@@ -76,6 +89,9 @@ class SharedMemoryBroker(AsyncBroker):
         geometry: Geometry | None = None,
         max_deliveries: int | None = None,
         kiq_timeout: float | None = None,
+        result_ttl: float | None = None,
+        mode: int = 0o600,
+        group: str | int | None = None,
     ) -> None:
         super().__init__()
         if capacity is not None and capacity < 1:
@@ -88,7 +104,11 @@ class SharedMemoryBroker(AsyncBroker):
             geometry = Geometry.of_capacity(capacity)
         self.geometry = geometry
         self.max_deliveries = 0 if max_deliveries is None else _deliveries(max_deliveries)
-        self.kiq_timeout = kiq_timeout
+        self.kiq_timeout = _seconds("kiq_timeout", kiq_timeout)
+        self.result_ttl = _seconds("result_ttl", result_ttl)
+        access.check(mode, group)
+        self.mode = mode
+        self.group = group
         self.guardian = 0
         """Below a supervisor: its place in the queue. The worker's runtime sets both."""
         self.worker_slot: int | None = None
@@ -155,7 +175,8 @@ class SharedMemoryBroker(AsyncBroker):
     async def kick(self, message: "BrokerMessage") -> None:
         """Waits while the queue is full. What it returned for will be run.
 
-        Raises QueueFullError after `kiq_timeout`, MessageTooLargeError, BrokerNotStartedError.
+        Raises InvalidLabelError, QueueFullError after `kiq_timeout`, MessageTooLargeError,
+        BrokerNotStartedError.
         """
         delivery = current_delivery.get()
         if delivery is not None and delivery.given_back:
@@ -163,19 +184,28 @@ class SharedMemoryBroker(AsyncBroker):
         attachment = await self.attached()
         if attachment is None:
             raise BrokerNotStartedError(queue=self.name, reason=self.why_not_started())
-        label = message.labels.get("max_deliveries")
+        again = delivery is not None and delivery.task_id == message.task_id
+        schedule = Schedule.of(message.labels, time.time(), again=again)
+        timeout = self.kiq_timeout if schedule.kiq_timeout is None else schedule.kiq_timeout
+        size = size_of(message.message)
         try:
+            check_fits(size, attachment.queue.queue.directory)
             self._newest_ticket = await attachment.queue.put(
                 message.task_id,
                 message.message,
-                max_deliveries=self.max_deliveries if label is None else _deliveries(label),
-                timeout=self.kiq_timeout,
+                buffers=buffers_of(message.message),
+                priority=schedule.priority,
+                due=schedule.due,
+                expires=schedule.expires,
+                max_deliveries=schedule.max_deliveries or self.max_deliveries,
+                timeout=None if timeout == math.inf else timeout,
             )
         except QueueFull as error:
-            raise QueueFullError(queue=self.name, timeout=self.kiq_timeout) from error
+            reason = str(error.__cause__) if isinstance(error.__cause__, FilesFull) else ""
+            raise QueueFullError(queue=self.name, timeout=timeout, reason=reason) from error
         except PayloadTooLarge as error:
             raise MessageTooLargeError(
-                task=message.task_name, size=len(message.message), reason=str(error)
+                task=message.task_name, size=size, reason=str(error)
             ) from error
 
     async def listen(self) -> AsyncGenerator[bytes | AckableMessage, None]:
@@ -194,7 +224,7 @@ class SharedMemoryBroker(AsyncBroker):
                     delivery.lost(error)
                     continue
                 ack = partial(listening.acknowledge, self, delivery, acknowledged)
-                yield AckableMessage(data=delivery.lease.payload, ack=ack)
+                yield AckableMessage(data=delivery.payload, ack=ack)
         finally:
             acknowledged.finish_own()
 
@@ -236,12 +266,16 @@ class SharedMemoryBroker(AsyncBroker):
                 role=role,
                 guardian=self.guardian,
                 tag=0 if self.worker_slot is None else self.worker_slot + 1,
+                mode=self.mode,
+                group=self.group,
             )
         except SegmentError as error:
             raise error from None  # what the system said is part of it
         attachment = Attachment(queue, role)
         try:
             await attachment.start()
+            if self.result_ttl is not None:
+                queue.result_ttl = self.result_ttl
         except BaseException:
             queue.close()
             raise
@@ -257,6 +291,12 @@ def _deliveries(value: object) -> int:
         number = int(str(value))
     except ValueError:
         number = 0
-    if not 1 <= number <= _MAX_DELIVERIES:
-        raise ValueError(f"max_deliveries is {value!r}, not a number from 1 to {_MAX_DELIVERIES}")
+    if not 1 <= number <= MAX_DELIVERIES:
+        raise ValueError(f"max_deliveries is {value!r}, not a number from 1 to {MAX_DELIVERIES}")
     return number
+
+
+def _seconds(name: str, value: float | None) -> float | None:
+    if value is None or 0 <= value < math.inf:
+        return value
+    raise ValueError(f"{name} is {value!r}, not a number of seconds from 0 on, or None")

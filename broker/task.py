@@ -10,6 +10,7 @@ import time
 from copy import copy
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from pydantic import PydanticUserError
 from taskiq.abc.broker import AsyncBroker
 from taskiq.compat import parse_obj_as
 from taskiq.decor import AsyncTaskiqDecoratedTask
@@ -24,10 +25,12 @@ from taskiq.task import AsyncTaskiqTask
 
 from taskiq_supervise.broker.errors import ResultExpiredError
 from taskiq_supervise.broker.outcomes import decode
+from taskiq_supervise.broker.pickling import CloudpickleSerializer
 from taskiq_supervise.broker.results import SharedMemoryResultBackend
 
 if TYPE_CHECKING:
     from taskiq.abc.result_backend import AsyncResultBackend
+    from taskiq.message import TaskiqMessage
     from taskiq.result import TaskiqResult
 
     from taskiq_supervise.broker.shared_memory import SharedMemoryBroker
@@ -110,6 +113,9 @@ class SharedMemoryTask(AsyncTaskiqTask[_ReturnType]):
             return result
         try:
             result.return_value = parse_obj_as(self.return_type, result.return_value)
+        except PydanticUserError:
+            # A class that pydantic does not know, an array for example: nothing to make of it.
+            return result
         except ValueError:
             logger.warning(
                 "The result of task %s is not a %s; it is left as it is",
@@ -121,6 +127,14 @@ class SharedMemoryTask(AsyncTaskiqTask[_ReturnType]):
 
 class SharedMemoryKicker(AsyncKicker[_Params, _ReturnType]):
     """taskiq's kicker, with our task object at its end."""
+
+    def _prepare_message(self, *args: Any, **kwargs: Any) -> "TaskiqMessage":
+        if not isinstance(self.broker.serializer, CloudpickleSerializer):
+            return super()._prepare_message(*args, **kwargs)
+        # taskiq makes dicts of dataclasses and models, for JSON; here they travel as they are.
+        message = super()._prepare_message()
+        message.args, message.kwargs = list(args), kwargs
+        return message
 
     async def kiq(self, *args: _Params.args, **kwargs: _Params.kwargs) -> Any:
         """Sends the call to the queue. Raises SendTaskError, our own say why."""

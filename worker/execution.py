@@ -10,8 +10,14 @@ the cancellation through the user's code, and then never returns. The process en
 import asyncio
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum, auto
+from types import FrameType
 from typing import Any, NoReturn
+
+from taskiq.abc.broker import AsyncBroker
+from taskiq.context import Context
+from taskiq.message import TaskiqMessage
 
 from taskiq_supervise.broker.delivery import Delivery
 
@@ -74,6 +80,20 @@ class Execution:
                 if not self._given_back.done():
                     self._given_back.set_result(None)
                 await _park()
+
+
+def forget(broker: AsyncBroker, message: TaskiqMessage, frame: FrameType | None) -> None:
+    """Lets go of a message that was run, and of the memory of its arguments.
+
+    taskiq keeps the last message for its dependencies. A task's exception is in a cycle with the
+    frame of `run_task`, so that both would stay until the next garbage collection.
+    """
+    if frame is not None:
+        with suppress(RuntimeError):  # it was abandoned with its loop, and stands still somewhere
+            frame.clear()
+    context = broker.custom_dependency_context.get(Context)
+    if context is not None and context.message is message:
+        del broker.custom_dependency_context[Context]
 
 
 async def _park() -> NoReturn:

@@ -26,11 +26,13 @@ from taskiq.utils import maybe_awaitable
 from taskiq_supervise.broker.attachment import Attachment
 from taskiq_supervise.broker.delivery import Delivery, current_delivery
 from taskiq_supervise.broker.errors import QueueNotStartedError
+from taskiq_supervise.broker.labels import mark_delivered
 from taskiq_supervise.broker.outcomes import error_result
 from taskiq_supervise.broker.results import complete
 from taskiq_supervise.broker.shared_memory import SharedMemoryBroker
 from taskiq_supervise.ipc import BoardWriter, DeadReason, LeaseLost
-from taskiq_supervise.worker.execution import Execution
+from taskiq_supervise.worker.execution import Execution, forget
+from taskiq_supervise.worker.hints import Hints
 
 logger = logging.getLogger("taskiq_supervise.worker")
 
@@ -51,6 +53,7 @@ class SupervisedReceiver(Receiver):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._executions: set[Execution] = set()
+        self._hints = Hints()
         self._in_flight: dict[asyncio.Task[None], Delivery] = {}
         self._alone: Delivery | None = None
         self._change: asyncio.Future[None] | None = None
@@ -218,8 +221,9 @@ class SupervisedReceiver(Receiver):
 
     async def _handle(self, delivery: Delivery, broker: SharedMemoryBroker) -> None:
         try:
-            message = broker.formatter.loads(delivery.lease.payload)
+            message = broker.formatter.loads(delivery.payload)
             message.parse_labels()
+            mark_delivered(message)  # for a formatter that does not
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             logger.error("Message %s is put aside: not parsable: %s", delivery.task_id, reason)
@@ -324,6 +328,7 @@ class SupervisedReceiver(Receiver):
         if message.task_name not in self.known_tasks:
             # Before `target` is wrapped: taskiq reads signature and dependencies from it.
             self._prepare_task(message.task_name, target)
+        self._hints.keep_parsable(self.task_hints, message.task_name)
         delivery = current_delivery.get() or await self._listened(message.task_id)
         execution = Execution(target, delivery)
         self._executions.add(execution)
@@ -331,12 +336,15 @@ class SupervisedReceiver(Receiver):
         if board is not None:
             attempt = delivery.lease.attempt if delivery is not None else 1
             entry = board.begin(message.task_id, message.task_name, attempt)
+        running = super().run_task(execution.target, message, ack_controller)
+        frame = getattr(running, "cr_frame", None)
         try:
-            result = await super().run_task(execution.target, message, ack_controller)
+            result = await running
             failed = result.is_err and not isinstance(result.error, NoResultError)
             return result
         finally:
             self._executions.discard(execution)
+            forget(self.broker, message, frame)
             if board is not None:
                 board.end(entry, failed=failed)
 

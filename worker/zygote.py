@@ -148,6 +148,8 @@ def import_and_describe(config: WorkerConfig) -> tuple[Application | None, dict[
             "name": broker.name,
             "directory": str(broker.base_directory),
             "geometry": asdict(broker.geometry or Geometry()),
+            "mode": broker.mode,
+            "group": broker.group,
         }
     else:
         cls = type(broker)

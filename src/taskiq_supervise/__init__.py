@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from taskiq_supervise.broker import (
         BrokerNotStartedError,
+        CloudpickleSerializer,
         DeadLetterError,
+        InvalidLabelError,
         MessageTooLargeError,
         QueueFullError,
         ResultExpiredError,
         SharedMemoryBroker,
         SharedMemoryResultBackend,
+        TaskDiscardedError,
+        TaskExpiredError,
         UnserializableResultError,
         WorkerLostError,
         wait_result,
@@ -25,12 +29,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BrokerNotStartedError",
+    "CloudpickleSerializer",
     "DeadLetterError",
+    "InvalidLabelError",
     "MessageTooLargeError",
     "QueueFullError",
     "ResultExpiredError",
     "SharedMemoryBroker",
     "SharedMemoryResultBackend",
+    "TaskDiscardedError",
+    "TaskExpiredError",
     "UnserializableResultError",
     "WorkerLostError",
     "__version__",
