@@ -9,13 +9,16 @@ import rich; the supervisor's own process stays small.
 import json
 import logging
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 import taskiq_supervise
+from taskiq_supervise.supervisor.dead_commands import dead
+from taskiq_supervise.supervisor.failure import leave
 from taskiq_supervise.supervisor.model import EXIT_FAILED, EXIT_REFUSED
 from taskiq_supervise.supervisor.options import RunCommand, application, run_options
+from taskiq_supervise.supervisor.queue_commands import queue
 
 EXIT_NOT_RUNNING = 3
 
@@ -58,6 +61,8 @@ def cli() -> None:
       taskiq-supervise app:broker                   two workers for `broker` in app.py
       taskiq-supervise app:broker app.tasks -w 4    four; import app/tasks.py for its tasks too
       taskiq-supervise status                       who works on what, right now
+      taskiq-supervise queue list                   the queues, and what waits in them
+      taskiq-supervise dead list default            tasks of a queue that could not be run
 
     Ctrl-C or SIGTERM lets running tasks finish; a second one gives them back now.
 
@@ -87,14 +92,14 @@ def run(**values: Any) -> None:
     try:
         instance = Instance.claim(name)
     except AlreadyRunning as error:
-        _leave(str(error), EXIT_REFUSED)
+        leave(str(error), EXIT_REFUSED)
     except RuntimeDirectoryError as error:
-        _leave(str(error), EXIT_FAILED)
+        leave(str(error), EXIT_FAILED)
     try:
         code = supervise(run_, instance)
     except OSError as error:
         logging.getLogger("taskiq_supervise").debug("cannot go on", exc_info=True)
-        _leave(f"cannot go on: {error}", EXIT_FAILED)
+        leave(f"cannot go on: {error}", EXIT_FAILED)
     finally:
         instance.close()
     sys.exit(code)
@@ -119,7 +124,7 @@ def status(name: str | None, as_json: bool) -> None:
     except RuntimeDirectoryError as error:
         raise click.BadParameter(str(error), param_hint="NAME") from None
     except ControlError as error:
-        _leave(str(error), EXIT_FAILED)
+        leave(str(error), EXIT_FAILED)
     if as_json:
         click.echo(json.dumps({"instances": found}, indent=2))
     elif found:
@@ -131,9 +136,8 @@ def status(name: str | None, as_json: bool) -> None:
     sys.exit(0 if found else EXIT_NOT_RUNNING)
 
 
-def _leave(message: str, code: int) -> NoReturn:
-    click.echo(f"taskiq-supervise: {message}", err=True)
-    sys.exit(code)
+cli.add_command(dead)
+cli.add_command(queue)
 
 
 def main() -> None:

@@ -115,6 +115,8 @@ async def _supervise(transport: Transport, label: str, max_deliveries: int) -> A
         transport.directory or None,
         geometry=_geometry(transport.geometry),
         role=Role.SUPERVISOR,
+        mode=transport.mode,
+        group=transport.group,
     )
     try:
         queue.become_supervisor(label)

@@ -116,6 +116,9 @@ class Transport:
     directory: str = ""
     geometry: Mapping[str, Any] = field(default_factory=dict)
     """Of a queue that does not exist yet; empty: the queue's default."""
+    mode: int = 0o600
+    group: str | int | None = None
+    """Who shares the queue."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """`status` for people: a line about each instance, and a table of its workers.
 
-The only module that imports rich, and only commands for people import it.
+Only commands for people import this and queue_render, the two modules that import rich.
 """
 
 from collections.abc import Mapping, Sequence

@@ -70,6 +70,8 @@ def _transport(described: Mapping[str, Any]) -> m.Transport:
         name=str(described["name"]),
         directory=str(described["directory"]),
         geometry=dict(described.get("geometry") or {}),
+        mode=int(described.get("mode", 0o600)),
+        group=described.get("group"),
     )
 
 
