@@ -3,6 +3,7 @@
 import asyncio
 
 from benchmarks import idle, machine, recovery, roundtrip, spread, throughput
+from benchmarks.ipc import __main__ as ipc
 
 
 async def main() -> None:
@@ -12,3 +13,4 @@ async def main() -> None:
 
 
 asyncio.run(main())
+ipc.main([])  # its processes are forked, which no event loop may be running for

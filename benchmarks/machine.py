@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def describe() -> str:
-    """One Markdown paragraph: processor, kernel, Python, versions."""
+def describe(*packages: str) -> str:
+    """One Markdown paragraph: processor, kernel, Python, versions; of `packages` too."""
     processor = "unknown processor"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -16,7 +16,7 @@ def describe() -> str:
             break
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}"
-        for name in ("taskiq-supervise", "taskiq", "uvloop")
+        for name in ("taskiq-supervise", "taskiq", "uvloop", *packages)
     )
     return (
         f"{processor}, {len(os.sched_getaffinity(0))} cores, Linux {platform.release()}, "
