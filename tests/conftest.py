@@ -16,12 +16,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import settings
 
 MARKER = "TASKIQ_SUPERVISE_TEST_ID"
 DEV_SHM = Path("/dev/shm")
 # A process that was told to end may still be doing so when its test is over; one that takes longer
 # was forgotten.
 GRACE_SECONDS = 5.0
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("without-deadlines", deadline=None)
+settings.load_profile("without-deadlines")
 
 
 class Isolation:

@@ -67,5 +67,5 @@ def test_errors_belong_to_taskiqs_families() -> None:
     with pytest.raises(TypeError, match="colour"):
         QueueFullError(**unknown)
     anything: Any = QueueFullError
-    with pytest.raises(TypeError, match="has 2 fields, got 3"):
-        anything("q", 1, "red")
+    with pytest.raises(TypeError, match="has 3 fields, got 4"):
+        anything("q", 1, "why", "red")

@@ -11,14 +11,16 @@ from typing import Any
 
 import pydantic
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from taskiq import TaskiqMessage
+from taskiq import InMemoryBroker, TaskiqMessage
 from taskiq.abc.serializer import TaskiqSerializer
 from taskiq.formatters.json_formatter import JSONFormatter
 from taskiq.serializers import JSONSerializer, PickleSerializer
 
-from taskiq_supervise.broker.formatter import MAGIC, FrameFormatter, pack, unpack
+from taskiq_supervise.broker.formatter import FrameFormatter
+from taskiq_supervise.broker.frames import MAGIC, pack, unpack
+from taskiq_supervise.broker.payload import LARGE, Payload, buffers_of, size_of
 from taskiq_supervise.broker.shared_memory import SharedMemoryBroker
 
 JSON = JSONSerializer()
@@ -58,7 +60,6 @@ def there_and_back(sent: TaskiqMessage, serializer: TaskiqSerializer = JSON) -> 
     return both.loads(both.dumps(sent).message)
 
 
-@settings(deadline=None)
 @given(st.lists(values), st.dictionaries(st.text(), values))
 def test_arguments_come_out_as_they_went_in(args: list[Any], kwargs: dict[str, Any]) -> None:
     sent = message()
@@ -66,14 +67,12 @@ def test_arguments_come_out_as_they_went_in(args: list[Any], kwargs: dict[str, A
     assert there_and_back(sent) == sent
 
 
-@settings(deadline=None)
 @given(st.lists(values))
 def test_arguments_come_out_as_they_went_in_with_pickle(args: list[Any]) -> None:
     sent = message(*args)
     assert there_and_back(sent, PickleSerializer()) == sent
 
 
-@settings(deadline=None)
 @given(st.lists(plain_values))
 def test_a_message_without_buffers_is_what_taskiqs_formatter_writes(args: list[Any]) -> None:
     sent = message(*args)
@@ -83,7 +82,6 @@ def test_a_message_without_buffers_is_what_taskiqs_formatter_writes(args: list[A
     assert ours == JSONFormatter().dumps(sent).message
 
 
-@settings(deadline=None)
 @given(st.lists(values, min_size=1), st.integers(min_value=0))
 def test_a_truncated_message_is_a_value_error(args: list[Any], cut: int) -> None:
     data = pack({"args": [b"a frame", *args]}, ("args",), JSON)
@@ -91,7 +89,6 @@ def test_a_truncated_message_is_a_value_error(args: list[Any], cut: int) -> None
         unpack(data[: cut % len(data)], JSON)
 
 
-@settings(deadline=None)
 @given(st.binary())
 def test_noise_is_a_value_error(noise: bytes) -> None:
     for data in (noise, MAGIC + noise):
@@ -119,6 +116,9 @@ def framed(table: Any, envelope: Any, *frames: bytes) -> bytes:
         ([["bytes", 4, ["args", 1, 0]]], "not in the message"),
         ([["bytes", 2, ["args", 0]]], "2 bytes follow the last frame"),
         ({}, "not a list"),
+        ([["pickle", 4, []]], "give the brokers at both sides the same serializer"),
+        ([["pickle", 4, ["args"]]], "frame 0 is described by"),
+        ([["pickle", 2, []], ["bytes", 2, ["args", 0]]], "beside other frames"),
     ],
 )
 def test_a_hostile_table_of_frames_is_refused_in_words(table: Any, says: str) -> None:
@@ -130,13 +130,64 @@ def test_a_megabyte_travels_raw_and_fast() -> None:
     content = bytes(range(256)) * 4096
     both = formatter()
     data = both.dumps(message(content)).message
-    assert content in data
-    assert len(data) < len(content) + 300
+    assert buffers_of(data) == (content,)
+    assert size_of(data) < len(content) + 300
     begin = time.perf_counter()
     for _ in range(10):
         assert both.loads(both.dumps(message(content)).message).args == [content]
     # 0.2 ms where it was written; base64 and JSON would take some 20.
     assert (time.perf_counter() - begin) / 10 < 0.010
+
+
+def test_small_buffers_are_part_of_the_message() -> None:
+    both = formatter()
+    small, large = bytes(LARGE // 2 - 1), bytes(LARGE // 2)
+    data = both.dumps(message(small, [small])).message
+    assert type(data) is bytes
+    assert len(data) > LARGE - 2
+    data = both.dumps(message(small, [large, large])).message
+    assert buffers_of(data) == (small, large, large)
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        bytes(range(256)) * 512,
+        bytearray(range(256)) * 512,
+        memoryview(bytes(range(256)) * 512)[::2],
+        memoryview(bytes(range(256)) * 512).cast("I"),
+        memoryview(bytes(range(256)) * 512).cast("B", (512, 256)),
+    ],
+)
+def test_large_buffers_beside_the_message_find_their_place(blob: Any) -> None:
+    both = formatter()
+    sent = message(blob, {"key": [1, blob]}, None, blob=blob)
+    data = both.dumps(sent).message
+    assert len(data) < 500
+    mapped = Payload.of(bytes(data), [memoryview(bytearray(each)) for each in buffers_of(data)])
+    arrived = both.loads(mapped)
+    kind = bytearray if isinstance(blob, bytearray) else bytes
+    assert arrived.args == [kind(blob), {"key": [1, kind(blob)]}, None]
+    assert type(arrived.kwargs["blob"]) is kind
+
+
+def test_buffers_that_do_not_belong_to_the_message_are_refused() -> None:
+    both = formatter()
+    data = both.dumps(message(bytes(LARGE))).message
+    for buffers in ([bytes(LARGE + 1)], [bytes(LARGE), b"x"], []):
+        with pytest.raises(ValueError, match=r"buffers of \[.*\] bytes arrived|frame 0 of 65536"):
+            both.loads(Payload.of(bytes(data), buffers))
+    with pytest.raises(ValueError, match="4 bytes follow the envelope"):
+        both.loads(Payload.of(data + b"more", buffers_of(data)))
+
+
+def test_at_other_brokers_large_buffers_are_part_of_the_message() -> None:
+    content = bytes(range(256)) * 4096
+    both = FrameFormatter(InMemoryBroker())
+    data = both.dumps(message(content)).message
+    assert type(data) is bytes
+    assert content in data
+    assert both.loads(data).args == [content]
 
 
 def test_memoryviews_arrive_as_bytes() -> None:

@@ -61,6 +61,11 @@ async def record(number: int) -> int:
 
 
 @broker.task
+async def now() -> float:
+    return time.time()
+
+
+@broker.task
 def block(seconds: float) -> int:
     append("ledger", "block", seconds, os.getpid())
     time.sleep(seconds)

@@ -20,6 +20,8 @@ from taskiq_supervise import ipc
 
 SMALL = ipc.Geometry(slots=64, inline_size=256, participants=64, blocks=((64, 64), (256, 64)))
 """Small enough to be filled, and so that every way of storing a payload is within reach."""
+ROOM = SMALL.slots - SMALL.slots // 64
+"""Of its slots; the others are kept for what workers send again."""
 
 
 def compiled(number: int, source: str) -> Any:

@@ -4,13 +4,15 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from tests.ipc.conftest import PATIENCE, is_readable, rung, settled
-from tests.ipc.peer import SMALL
+from tests.ipc.conftest import is_readable, rung, settled
+from tests.ipc.events import Clockwork, pending, soon
+from tests.ipc.peer import ROOM, SMALL
 
-from taskiq_supervise.ipc import AsyncTaskQueue, OutcomeKind, QueueFull, Role, UnknownTask, aio
+from taskiq_supervise.ipc import AsyncTaskQueue, OutcomeKind, QueueFull, Role, UnknownTask
+from taskiq_supervise.ipc.waits import SWEEP
 
 if TYPE_CHECKING:
     from tests.ipc.conftest import Peer
@@ -19,42 +21,6 @@ if TYPE_CHECKING:
 
 Start = Callable[..., Awaitable[AsyncTaskQueue]]
 WORKER = {"role": Role.WORKER}
-
-
-async def soon(awaitable: Awaitable[Any]) -> Any:
-    return await asyncio.wait_for(awaitable, PATIENCE)
-
-
-async def pending(awaitable: Awaitable[Any]) -> "asyncio.Task[Any]":
-    """Begun, and as far as it gets without an event."""
-    task = asyncio.ensure_future(awaitable)
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert not task.done()
-    return task
-
-
-class Clockwork:
-    """Counts the timers that a loop is asked for, and how often it looks at a doorbell."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, waiting: AsyncTaskQueue) -> None:
-        loop = asyncio.get_running_loop()
-        self.timers: list[float] = []
-        self.rings = 0
-        monkeypatch.setattr(loop, "call_at", self._counting(loop.call_at))  # call_later's too
-        loop.remove_reader(waiting.queue.fileno())
-        loop.add_reader(waiting.queue.fileno(), self._ring, waiting)
-
-    def _counting(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(when: float, *arguments: Any, **more: Any) -> Any:
-            self.timers.append(when)
-            return real(when, *arguments, **more)
-
-        return counted
-
-    def _ring(self, waiting: AsyncTaskQueue) -> None:
-        self.rings += 1
-        waiting._on_bell()
 
 
 async def test_a_message_wakes_the_one_that_waits_for_it(start_queue: Start) -> None:
@@ -199,9 +165,11 @@ async def test_a_worker_that_leaves_passes_its_wake_on(start_queue: Start) -> No
 
 async def test_a_put_into_a_full_queue_waits_for_room(start_queue: Start) -> None:
     client = await start_queue()
-    for number in range(SMALL.slots):
+    for number in range(ROOM):
         await client.put(str(number), b"")
-    with pytest.raises(QueueFull, match=r"stayed full for 0.01 s .64 slots.*start more workers"):
+    with pytest.raises(
+        QueueFull, match=r"'q' had no room for 0.01 s .*; 64 slots.; start more workers, or"
+    ):
         await client.put("one more", b"", timeout=0.01)
     put = await pending(client.put("one more", b""))
     lease = client.queue.claim()
@@ -268,11 +236,12 @@ async def test_a_producer_that_stands_still_keeps_nobody_from_work(
     producer.join()
     await settled()
     producer.begin(
-        "queue.core.put(queue.participant, b'id', b'', 0, 1)\nos.kill(os.getpid(), signal.SIGSTOP)"
+        "queue.core.put(queue.participant, 'id', b'', 0, 0, 5, 0, False, 0, 0)\n"
+        "os.kill(os.getpid(), signal.SIGSTOP)"
     )
     await asyncio.to_thread(producer.wait_stopped)
     await client.put("another", b"")
-    assert (await asyncio.wait_for(claim, 3 * aio.SWEEP)).task_id == "id"
+    assert (await asyncio.wait_for(claim, 3 * SWEEP)).task_id == "id"
     producer.go_on()
 
 
@@ -287,7 +256,7 @@ async def test_one_who_waits_hears_of_ends_whoever_stands_still(
     waits = [await pending(client.wait(ticket)) for ticket in tickets]
     stopped.begin(
         "lease = queue.claim(); lease.start()\n"
-        "woken = queue.core.complete(queue.participant, lease.slot, lease._word, b'', 1)\n"
+        "woken = queue.core.complete(queue.participant, lease.slot, lease.word, b'', 0)\n"
         "[queue.core.disarm(index) for index in woken]\n"
         "os.kill(os.getpid(), signal.SIGSTOP)"
     )
@@ -300,7 +269,7 @@ async def test_one_who_waits_hears_of_ends_whoever_stands_still(
         began = loop.time()
         lease.complete(b"")
         await soon(wait)
-        assert loop.time() - began < aio.SWEEP / 2, "it was not rung, the sweep found it"
+        assert loop.time() - began < SWEEP / 2, "it was not rung, the sweep found it"
     stopped.go_on()
 
 
@@ -338,7 +307,7 @@ async def test_while_a_retry_is_awaited_it_is_not_forgotten_that_there_was_a_tas
     start_queue: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The retry may come later, and other tasks may need room until then."""
-    monkeypatch.setattr(aio, "SWEEP", 0.001)
+    monkeypatch.setattr("taskiq_supervise.ipc.waits.SWEEP", 0.001)
     worker, client = await start_queue(**WORKER), await start_queue()
     wait = await pending(client.wait(await client.put("id", b"1")))
     lease = await soon(worker.claim())
@@ -349,7 +318,7 @@ async def test_while_a_retry_is_awaited_it_is_not_forgotten_that_there_was_a_tas
         lease = await soon(worker.claim())
         lease.start()
         lease.complete(b"")
-        client._sweep()  # it looks again
+        client._waits._sweep()  # it looks again
         await settled()
         assert not wait.done()
     await worker.put("id", b"2")
@@ -374,13 +343,13 @@ async def test_what_was_given_back_is_not_left_to_one_that_stands_still(
         "queue._leases.clear()\n"
         "claiming = asyncio.create_task(waiting.claim()); await asyncio.sleep(0)\n"
         "queue.core.wake_up(queue.participant)\n"
-        "[(lease.slot, lease._word) for lease in leases]"
+        "[(lease.slot, lease.word) for lease in leases]"
     )
     stopped.stop()
     for slot, word in slots:
         client.queue.core.release(client.queue.participant, slot, word)
     for _ in slots:
-        assert (await asyncio.wait_for(busy.claim(), 3 * aio.SWEEP)).task_id in ("1", "2")
+        assert (await asyncio.wait_for(busy.claim(), 3 * SWEEP)).task_id in ("1", "2")
     assert held.held
     stopped.go_on()
 

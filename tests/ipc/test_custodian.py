@@ -347,6 +347,6 @@ async def test_what_outlived_its_time_is_forgotten_by_the_audit(
     ticket = await client.put("id", b"")
     run_one(client.queue)
     core = client.queue.core
-    assert core.audit(client.queue.participant, 2**63, 10**9, 10**9) == (1, 0)
+    assert core.audit(client.queue.participant, 2**63, 10**9) == (1, 0)
     with pytest.raises(QueueError, match="never sent, or its result has expired"):
         client.queue.outcome(ticket)

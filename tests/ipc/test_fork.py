@@ -115,17 +115,22 @@ def test_a_forked_child_has_no_part_in_the_queue(open_queue: Open, new_peer: New
     assert outcome.data == b"result"
 
 
-def test_a_forked_child_has_no_part_in_what_another_thread_was_doing(new_peer: NewPeer) -> None:
+@pytest.mark.parametrize("size", [16 << 20, 50 << 20], ids=["in a block", "in a file"])
+def test_a_forked_child_has_no_part_in_what_another_thread_was_doing(
+    new_peer: NewPeer, size: int
+) -> None:
     """One that copies a large payload has let the interpreter go, and is not there in the child."""
     peer = new_peer()
     peer.ask(
         "import threading\n"
-        "large = Geometry(slots=64, participants=64, blocks=((1 << 20, 256),))\n"
+        "large = Geometry(slots=64, participants=64, blocks=((16 << 20, 2),))\n"
         "queue = TaskQueue.open('large', geometry=large)\n"
+        f"payload = bytes({size})\n"
         "def put():\n"
-        "    for number in range(40):\n"
-        "        queue.put(str(number), bytes(100 << 20))\n"
+        "    while len(pids) < 20:\n"
+        "        queue.put('id', payload)\n"
         "        lease = queue.claim(); lease.start(); lease.finish(keep=False)\n"
+        "pids = []\n"
         "thread = threading.Thread(target=put)"
     )
     peer.ask(FORK)
@@ -134,7 +139,6 @@ def test_a_forked_child_has_no_part_in_what_another_thread_was_doing(new_peer: N
         "    try: queue.core.counts()\n"
         "    except ValueError: os._exit(0)\n"
         "thread.start()\n"
-        "pids = []\n"
         "while thread.is_alive() and len(pids) < 20: pids.append(fork(child)); time.sleep(0.002)\n"
         "statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]\n"
         "thread.join()\n"

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.ipc.conftest import run_one
-from tests.ipc.peer import SMALL
+from tests.ipc.peer import ROOM, SMALL
 
 from taskiq_supervise.ipc import (
     DeadReason,
     DeathCause,
     LeaseLost,
     OutcomeKind,
-    PayloadTooLarge,
     QueueBusy,
     QueueError,
     QueueFull,
@@ -25,9 +24,8 @@ from taskiq_supervise.ipc import (
 if TYPE_CHECKING:
     from tests.ipc.conftest import Peer
 
-RESERVED = 64 // 2  # blocks of the largest class that requests leave to results
-LARGEST = (64 - RESERVED - 1) * 256  # a table, and the blocks that requests may use
-LARGEST_RESULT = 32 * 256  # as many as one table can list
+BLOCK = 256  # bytes of the largest class
+FOR_REQUESTS = 64 - 64 // 16  # blocks of a class that requests do not leave to results
 
 
 def test_a_message_goes_its_way(queue: TaskQueue) -> None:
@@ -65,17 +63,18 @@ def test_payloads_and_results_of_every_size_come_out_as_they_went_in(
     assert outcome.data == data[::-1]
 
 
-def test_what_can_never_fit_is_refused_at_once(queue: TaskQueue) -> None:
-    with pytest.raises(PayloadTooLarge):
-        queue.put("id", bytes(LARGEST + 1))
-    queue.put("id", b"")
-    lease = queue.claim()
-    assert lease is not None
-    lease.start()
-    with pytest.raises(PayloadTooLarge):
-        lease.complete(bytes(LARGEST_RESULT + 1))
-    assert lease.held, "another result can be tried"
-    lease.complete(b"small")
+def test_what_fits_into_no_block_is_no_error(queue: TaskQueue) -> None:
+    assert queue.put_many([("many", b"")])
+    queue.put("one", bytes(BLOCK + 1))
+    for size in (0, BLOCK + 1):
+        lease = queue.claim()
+        assert lease is not None
+        assert lease.payload == bytes(size)
+        lease.start()
+        lease.complete(bytes(100 * BLOCK))
+        outcome = queue.outcome(lease.task_id)
+        assert outcome is not None
+        assert outcome.data == bytes(100 * BLOCK)
 
 
 @pytest.mark.parametrize("task_id", ["x", "x" * 200, "ü" * 100, "with spaces\nand\0more"])
@@ -125,7 +124,7 @@ def test_giving_back_a_start_does_not_count_it(queue: TaskQueue) -> None:
 
 
 def test_full_means_full_and_room_is_room(queue: TaskQueue) -> None:
-    for number in range(SMALL.slots):
+    for number in range(ROOM):
         queue.put(str(number), b"")
     with pytest.raises(QueueFull):
         queue.put("one more", b"")
@@ -138,17 +137,34 @@ def test_full_means_full_and_room_is_room(queue: TaskQueue) -> None:
         queue.put("two more", b"")
 
 
-def test_a_queue_full_of_payloads_can_still_store_results(queue: TaskQueue) -> None:
+def test_one_slot_in_64_is_kept_for_what_workers_send_again(
+    queue: TaskQueue, open_queue: Callable[..., TaskQueue]
+) -> None:
+    worker = open_queue(role=Role.WORKER)
+    for number in range(ROOM):
+        queue.put(str(number), b"")
+    with pytest.raises(QueueFull):
+        queue.put("of a client", b"")
+    for number in range(SMALL.slots - ROOM):
+        worker.put(f"again {number}", b"")
+    assert queue.stats().free == 0
+    with pytest.raises(QueueFull):
+        worker.put("one more", b"")
+
+
+@pytest.mark.parametrize("large", [60, BLOCK])
+def test_a_queue_full_of_payloads_can_still_store_results(queue: TaskQueue, large: int) -> None:
     with suppress(QueueFull):
         for number in range(SMALL.slots):
-            queue.put(str(number), bytes(300))
-    assert queue.stats().ready == (64 - RESERVED) // 3
+            queue.put("x" * 196 + f"{number:4}", bytes(large))
+    expected = FOR_REQUESTS if large == BLOCK else ROOM  # the small ones find the other class too
+    assert queue.stats().ready == expected
     held = 0
     while (lease := queue.claim()) is not None:
         lease.start()
         lease.complete(bytes(200))
         held += 1
-    assert held == (64 - RESERVED) // 3
+    assert held == expected
 
 
 def test_results_make_room_for_results(queue: TaskQueue) -> None:
@@ -161,16 +177,20 @@ def test_results_make_room_for_results(queue: TaskQueue) -> None:
 
 
 def test_a_payload_that_finds_no_room_leaves_nothing_behind(queue: TaskQueue) -> None:
-    queue.put("first", bytes(LARGEST))
+    for number in range(FOR_REQUESTS):
+        queue.put(f"first {number}", bytes(BLOCK))
     for _ in range(100):
         with pytest.raises(QueueFull):
-            queue.put("second", bytes(LARGEST))
-    lease = queue.claim()
-    assert lease is not None
-    lease.start()
-    lease.finish(keep=False)
+            queue.put("second", bytes(BLOCK))
+    assert queue.stats().free == SMALL.slots - FOR_REQUESTS
+    for _ in range(FOR_REQUESTS):
+        lease = queue.claim()
+        assert lease is not None
+        lease.start()
+        lease.finish(keep=False)
     assert queue.stats().free == SMALL.slots
-    queue.put("second", bytes(LARGEST))
+    for number in range(FOR_REQUESTS):
+        queue.put(f"third {number}", bytes(BLOCK))
 
 
 def outcomes_known(queue: TaskQueue, ids: "list[str]") -> "list[str]":
@@ -186,7 +206,7 @@ def outcomes_known(queue: TaskQueue, ids: "list[str]") -> "list[str]":
 
 
 def test_room_is_made_by_what_was_read_and_then_by_the_oldest(queue: TaskQueue) -> None:
-    ids = [str(number) for number in range(SMALL.slots)]
+    ids = [str(number) for number in range(ROOM)]
     for task_id in ids:
         queue.put(task_id, b"")
         run_one(queue)
@@ -201,7 +221,7 @@ def test_an_outcome_that_somebody_waits_for_stays_until_it_was_read(
     queue: TaskQueue, open_queue: Callable[..., TaskQueue]
 ) -> None:
     client = open_queue()
-    ids = [str(number) for number in range(SMALL.slots)]
+    ids = [str(number) for number in range(ROOM)]
     for task_id in ids:
         ticket = queue.put(task_id, b"")
         if task_id in ("0", "1"):
@@ -218,7 +238,7 @@ def test_one_who_left_does_not_wait_any_more(
     queue: TaskQueue, open_queue: Callable[..., TaskQueue]
 ) -> None:
     client = open_queue()
-    ids = [str(number) for number in range(SMALL.slots)]
+    ids = [str(number) for number in range(ROOM)]
     for task_id in ids:
         client.core.watch(client.participant, queue.put(task_id, b"").slot)
         run_one(queue)
@@ -234,7 +254,7 @@ def test_awaited_outcomes_are_kept_by_several_who_make_room(
 ) -> None:
     """The hints of outcomes that stay must not multiply until their ring has no room."""
     client = open_queue()
-    for number in range(SMALL.slots - 1):
+    for number in range(ROOM - 1):
         client.core.watch(client.participant, queue.put(str(number), b"").slot)
         run_one(queue)
     for _ in range(4 * SMALL.slots):
@@ -278,11 +298,13 @@ def test_dead_letters_are_bounded_the_oldest_go(queue: TaskQueue) -> None:
 
 
 def test_dead_letters_do_not_keep_the_room_that_messages_need(queue: TaskQueue) -> None:
-    make_dead_letters(queue, 8, bytes(1500))
-    queue.put("id", bytes(LARGEST))
+    ids = make_dead_letters(queue, 8, bytes(BLOCK))
+    for number in range(FOR_REQUESTS):
+        queue.put(str(number), bytes(BLOCK))
+    assert outcomes_known(queue, ids) == []
     lease = queue.claim()
     assert lease is not None
-    assert lease.payload == bytes(LARGEST)
+    assert lease.payload == bytes(BLOCK)
 
 
 def test_what_ends_without_a_result_is_known_to_have_ended(queue: TaskQueue) -> None:
@@ -350,7 +372,7 @@ def test_one_whose_lease_was_taken_away_changes_nothing(
     if end != "start":
         lease.start()
     # Behind the lease's back, as an expiry does: the message is another one's now.
-    late.core.release(late.participant, lease.slot, lease._word)
+    late.core.release(late.participant, lease.slot, lease.word)
     theirs = other.claim()
     assert theirs is not None
     theirs.start()

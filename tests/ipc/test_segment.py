@@ -1,5 +1,6 @@
 """The segment's file: who makes it, who may have it, and what becomes of a damaged one."""
 
+import fcntl
 import os
 import random
 import stat
@@ -53,8 +54,8 @@ def refusal(sentence: str) -> "pytest.RaisesExc[SegmentError]":
     ("offset", "data", "sentence"),
     [
         (0, b"\0", "does not start with the magic number"),
-        (VERSION, struct.pack("<I", 2), "it has format 2 .*, this program reads format 1"),
-        (LAYOUT, b"\0\0", "this program reads format 1"),
+        (VERSION, struct.pack("<I", 1), "it has format 1 .*, this program reads format 2"),
+        (LAYOUT, b"\0\0", "this program reads format 2 .layout "),
         (ARCH, b"\xff", "made on another architecture"),
         (TOTAL, struct.pack("<Q", 1 << 40), "its header says"),
         (GEOMETRY, struct.pack("<I", 0), "geometry is out of range"),
@@ -144,7 +145,7 @@ def work(queue):
         with suppress(*errors):
             queue.core.outcome(slot, 1)
     with suppress(*errors):
-        queue.core.audit(queue.participant, 1, 1, 1)
+        queue.core.audit(queue.participant, 1, 1)
     for index in range(2, 64):
         with suppress(*errors):
             queue.recover(index)
@@ -317,6 +318,16 @@ def test_two_who_make_it_at_once_share_it(folder: Path, new_peer: "Callable[[], 
         assert files == {"segment", "lock", "bell-1", "bell-2"}
         for peer in peers:
             peer.ask("queue.close()")
+
+
+def test_what_a_killed_maker_left_is_cleared_by_the_next(folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True)
+    left, in_work = folder / "segment.new-1-left", folder / "segment.new-2-in-work"
+    left.write_bytes(b"half of one")
+    with in_work.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with TaskQueue.open("q", geometry=SMALL):
+            assert sorted(folder.glob("segment*")) == [folder / "segment", in_work]
 
 
 def test_a_segment_of_another_boot_is_set_aside(

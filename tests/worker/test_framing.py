@@ -5,7 +5,7 @@ import socket
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from taskiq_supervise.ipc.framing import (
@@ -23,7 +23,6 @@ messages = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(messages, st.lists(st.integers(min_value=1, max_value=9)))
 def test_messages_survive_being_cut(sent: list[dict[str, Any]], cuts: list[int]) -> None:
     stream = b"".join(map(encode, sent))

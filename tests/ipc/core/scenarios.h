@@ -4,20 +4,69 @@
 
 #include "world.h"
 
-typedef enum { PUTTING, CLAIMING, STARTING, COMPLETING, ENDING, READING, EXPIRING, RECOVERING } kind;
+/* Which promises hold. ENDING: steps of a lease that have none of their own. CLAIMING … ENDING: with a lease
+ * that can be taken away. CALLING: others stand in line for room. LINING: the victim does, and puts. */
+typedef enum {
+    PUTTING,
+    REFUSED,
+    GIVING_UP,
+    LINING,
+    CLAIMING,
+    STARTING,
+    COMPLETING,
+    ENDING,
+    CALLING,
+    READING,
+    LOOKING,
+    FORGETTING,
+    EXPIRING,
+    DUE,
+    RECOVERING
+} kind;
 
 typedef struct {
     const char *name;
-    kind kind; /* which promises hold; ENDING: steps of a lease that have none of their own */
+    kind kind;
     void (*prepare)(void);
-    void (*op)(void); /* by VICTIM, on track[0] or on what it finds; reports each call that came back */
+    void (*op)(void);        /* by VICTIM, on track[0] or on what it finds; reports each call that came back */
+    ending promised;         /* what track[0] has come to when all calls came back well */
+    void (*meanwhile)(void); /* what others do while it stands still; NULL: every kind of message goes through */
 } scenario;
 
-enum { SCENARIOS = 25 };
-extern const scenario scenarios[SCENARIOS];
+extern const scenario scenarios[];
+extern const size_t scenario_count;
 
 /* What the operations put and complete with; to be set before the process that runs them is forked. */
 extern char result[LARGEST], payload[LARGEST];
 extern tsq_message message;
+
+void op_put(void);
+void op_reserve_commit(void);
+void op_give_up(void);
+void op_line_up(void);
+void op_step_out(void);
+void op_claim(void);
+void op_sleep_and_claim(void);
+void op_start(void);
+void op_ack(void);
+void op_complete(void);
+void op_whole(void);
+void op_finish_no_result(void);
+void op_finish_forget(void);
+void op_finish_expired(void);
+void op_finish_discarded(void);
+void op_discard(void);
+void op_release(void);
+void op_dead_letter(void);
+void op_read(void);
+void op_look(void);
+void op_forget(void);
+void op_audit(void);
+void op_run_due(void);
+void op_recover(void);
+
+void conclude_for_victim(void); /* it goes on with the leases it holds, and ends them */
+
+void left_behind(void); /* by REPAIRER: everything that a participant can leave behind, all at once */
 
 #endif

@@ -26,38 +26,62 @@
 #include "trace.h"
 
 static int is(const scenario *s, const char *name) { return strcmp(s->name, name) == 0; }
+static int over(void) { return said->finished && !said->rc; }
+static int has(const uint64_t *bits, uint32_t p) { return (int)(bits[p / 64] >> (p % 64)) & 1; }
+
+static void meanwhile(const scenario *s) {
+    if (s->meanwhile) s->meanwhile();
+    else traffic(150);
+}
 
 /* ---- the books of one stop ---- */
 
-/* What the victim was told has to be true. */
-static void keep_promises(const scenario *s) {
-    const tracked *t = &track[tracked_count ? tracked_count - 1 : 0];
-    int over = said->returned && !said->rc;
-    if (s->kind == PUTTING && over && t->expected == NOT_THERE) fail("put came back and the message is not there");
-    if (s->kind == COMPLETING && over && track[0].expected != WITH_RESULT) fail("complete came back and there is no result");
-    if (s->kind == READING && said->returned && said->rc != TSQ_OK && said->rc != TSQ_GONE) fail("a reader got %d", said->rc);
-    if (s->kind == READING && over &&
+static void keep_promises_of_readers(const scenario *s) {
+    if (s->kind == READING && said->returned && said->rc != TSQ_OK && said->rc != TSQ_GONE)
+        fail("a reader got %d", said->rc);
+    if (s->kind == READING && over() &&
         (said->outcome.len != track[0].result_len || !filled(said->data, said->outcome.len, track[0].result_seed)))
         fail("a reader got bytes of another message");
-    if (s->kind == CLAIMING && said->returned == 2 && said->rc != TSQ_OK && said->rc != TSQ_FENCED)
-        fail("reading the request says %d", said->rc);
-    if (s->kind == CLAIMING && said->returned == 2 && over &&
-        (said->len != track[0].len || !filled(said->data, said->len, track[0].seed)))
+    if (s->kind == LOOKING && over() && !view_is_of_one_message(&said->view)) fail("a look mixed two messages");
+    if (s->kind != CLAIMING || !said->finished) return;
+    if (said->rc != TSQ_OK && said->rc != TSQ_FENCED) fail("reading the request says %d", said->rc);
+    if (!over()) return;
+    const tracked *t = tracked_by_id(said->id, said->id_len);
+    if (t && (said->len != t->len || !filled(said->data, said->len, t->seed)))
         fail("the request that was read is not the one that was claimed");
+}
+
+/* What the victim was told has to be true. */
+static void keep_promises(const scenario *s) {
+    const tracked *put = tracked_by_id(message.id, message.id_len);
+    int is_put = s->kind == PUTTING || s->kind == REFUSED || s->kind == LINING;
+    if (is_put && over() && put->expected == NOT_THERE) fail("put came back and the message is not there");
+    if (is_put && s->kind != PUTTING && said->finished && said->rc && said->rc != TSQ_FULL) fail("put says %d", said->rc);
+    if (s->kind == GIVING_UP && put->expected != NOT_THERE) fail("a message is there that was not committed");
+    if (s->kind == COMPLETING && over() && track[0].expected != WITH_RESULT)
+        fail("complete came back and there is no result");
+    if (s->kind == CALLING && over() && !has(said->wakes, FIRST_IN_LINE) && !has(rung, FIRST_IN_LINE))
+        fail("there is room and nobody was called");
+    keep_promises_of_readers(s);
+}
+
+/* Only when nobody has done anything since. */
+static void came_to(const scenario *s) {
+    if (s->promised != ANY_END && over() && track[0].expected != s->promised)
+        fail("it came back and the message is %d, expected %d", track[0].expected, s->promised);
 }
 
 /* The message may be forgotten where that is the point of the operation. */
 static void only_accounted_for(const scenario *s) {
-    if (is(s, "read")) tracked_count = 0;
+    if (s->kind == READING || s->kind == LOOKING || s->kind == FORGETTING) tracked_count = 0;
     uint32_t expired, hinted; /* the one that makes visible what a stopped producer did not */
-    if (is(s, "expire") && tsq_audit(&Q, OTHER, 10 * NOW, NOW, NOW, &expired, &hinted)) fail("audit");
+    if (s->kind == EXPIRING && tsq_audit(&Q, OTHER, 10 * NOW, NOW, &expired, &hinted)) fail("audit");
 }
-
 
 /* ---- modes ---- */
 
 typedef struct {
-    unsigned traffic; /* cycles of the others before anybody repairs */
+    int traffic;        /* others go on before anybody repairs */
     uint32_t first, by; /* whom to repair first, where two are dead; 0 for `by`: who takes over the index does */
 } aftermath;
 
@@ -65,19 +89,22 @@ static void die(const scenario *s, const aftermath *a) {
     outcomes_held();
     watch_all();
     keep_promises(s);
+    came_to(s);
     only_accounted_for(s);
-    traffic(a->traffic);
+    if (a->traffic) meanwhile(s);
     uint32_t second = a->first == VICTIM ? REPAIRER : VICTIM;
     if (s->kind == RECOVERING || a->first == VICTIM) repair(a->first, a->by ? a->by : a->first);
     if (s->kind == RECOVERING || second == VICTIM) repair(second, a->by ? a->by : second);
+    announced();
     outcomes_intact();
-    drain();
+    settle();
+    line_served();
     verify();
     all_accounted_for();
 }
 
 static void stop_kill(const scenario *s, pid_t walker, long k) {
-    static const aftermath all[] = {{0, REPAIRER, OTHER}, {150, REPAIRER, OTHER}, {0, VICTIM, OTHER}, {0, VICTIM, 0}};
+    static const aftermath all[] = {{0, REPAIRER, OTHER}, {1, REPAIRER, OTHER}, {0, VICTIM, OTHER}, {0, VICTIM, 0}};
     (void)walker;
     (void)k;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
@@ -92,13 +119,24 @@ static void run_to_end(pid_t pid) {
     if (status) fail("one that was frozen ends with status %x", (unsigned)status);
 }
 
+/* What it does not hold, others have found. */
+static void nobody_waits_for_it(void) {
+    for (unsigned i = 0; i < tracked_count; i++)
+        if (tsq_state_of(track[i].lease.word) == TSQ_READY && !track[i].delivered)
+            fail("others do not find %s", track[i].id);
+}
+
 static void stop_freeze(const scenario *s, pid_t walker, long k) {
     pid_t copy = trace_copy(walker, s->op, k);
     watch_all();
-    traffic(150);
+    meanwhile(s);
+    if (s->kind == CLAIMING) nobody_waits_for_it();
     run_to_end(copy);
     if (s->kind == PUTTING && said->rc) fail("put says %d", said->rc);
+    if (s->kind == LINING && said->rc && (tsq_is_waiting(&Q, VICTIM) || !has(rung, VICTIM)))
+        fail("it is not called and waits");
     if (s->kind != RECOVERING) {
+        announced();
         conclude_for_victim();
         observe();
     }
@@ -110,7 +148,8 @@ static void stop_freeze(const scenario *s, pid_t walker, long k) {
     }
     only_accounted_for(s);
     outcomes_intact();
-    drain();
+    settle();
+    line_served();
     verify();
     all_accounted_for();
 }
@@ -129,55 +168,66 @@ static uint64_t take_lease_away(void) {
     return 0;
 }
 
-static void reuse_slot(uint32_t slot) {
+/* Another message, in the very slot, held by OTHER. */
+static tracked *reuse_slot(uint32_t slot) {
     char id[] = "reused", data[LARGEST];
-    uint32_t expired, hinted, wake;
-    (void)tsq_audit(&Q, OTHER, UINT64_MAX, 1, 1, &expired, &hinted);
+    unsigned before = tracked_count;
+    uint32_t expired, hinted;
+    tsq_call call;
+    atomic_store(tsq_result_ttl(&Q), 1);
+    (void)tsq_audit(&Q, OTHER, UINT64_MAX, 1, &expired, &hinted);
     for (int i = 0; i < SLOTS; i++) {
-        tracked *t = &track[1];
-        tracked_count = 1;
-        t = tracked_plan(TABLE, TABLE);
+        tracked_count = before;
+        tracked *t = tracked_plan(LARGE, LARGE);
         memcpy(t->id, id, sizeof id);
         (void)tracked_message(t, &message, data);
-        if (tsq_put(&Q, PRODUCER, &message, &t->lease, &wake)) fail("others stall");
-        lease_by(OTHER, t);
+        if (tsq_put(&Q, PRODUCER, &message, &t->lease, &call)) fail("others stall");
+        if (tsq_take(&Q, OTHER, t->lease.slot, tsq_gen_of(t->lease.word), &t->lease))
+            fail("others cannot take what they put");
         start_by(t);
-        if (t->lease.slot == slot) return;
+        if (t->lease.slot == slot) {
+            tsq_watch(&Q, WATCHER, slot);
+            t->watched = 1;
+            return t;
+        }
         uint64_t wakes[TSQ_WAKE_WORDS] = {0};
-        if (tsq_finish(&Q, OTHER, &t->lease, 0, NOW, wakes)) fail("others stall");
+        if (tsq_finish(&Q, OTHER, &t->lease, TSQ_FORGET, NOW, wakes)) fail("others stall");
     }
     fail("slot %u does not come round", slot);
 }
 
 static void stop_fence(const scenario *s, pid_t walker, long k) {
-    enum { COMPLETED, RUNNING_STILL, REUSED, DROPPED, VARIANTS };
+    enum { COMPLETED, RUNNING_STILL, REUSED, REUSED_AND_ENDED, DROPPED, VARIANTS };
     for (int variant = 0; variant < VARIANTS; variant++) {
         world_load();
         uint64_t taken = take_lease_away();
         if (!taken) return;
         pid_t copy = trace_copy(walker, s->op, k);
-        tracked *t = &track[0];
+        tracked *t = &track[0], *next = NULL;
         uint64_t wake[TSQ_WAKE_WORDS] = {0};
         lease_by(OTHER, t);
         start_by(t);
         t->result_seed += 100; /* the other one's result */
         fill(result, t->result_len, t->result_seed);
-        if (variant == COMPLETED || variant == REUSED) complete_by(OTHER, t);
-        if (variant == DROPPED && tsq_finish(&Q, OTHER, &t->lease, 0, NOW, wake)) fail("finish");
-        if (variant == REUSED) reuse_slot(t->lease.slot);
+        int reused = variant == REUSED || variant == REUSED_AND_ENDED;
+        if (variant == COMPLETED || reused) complete_by(OTHER, t);
+        if (variant == DROPPED && tsq_finish(&Q, OTHER, &t->lease, TSQ_FORGET, NOW, wake)) fail("finish");
+        if (reused) next = reuse_slot(t->lease.slot);
+        if (variant == REUSED_AND_ENDED) complete_by(OTHER, next);
         run_to_end(copy);
         int in_time = s->kind == CLAIMING || (s->kind == STARTING && tsq_state_of(taken) == TSQ_RUNNING);
         int no_block = said->rc == TSQ_FULL && is(s, "complete-evicting"); /* it will hear of it when it tries again */
         if (!in_time && !no_block && said->rc != TSQ_FENCED) fail("the late one is told %d", said->rc);
         keep_promises(s);
         if (variant == RUNNING_STILL) complete_by(OTHER, t);
-        if (variant == REUSED) complete_by(OTHER, &track[1]);
+        if (variant == REUSED) complete_by(OTHER, next);
         observe();
         outcomes_intact();
-        drain();
-        if (variant != REUSED && t->expected != (variant == DROPPED ? NOT_THERE : WITH_RESULT)) fail("it ended as %d", t->expected);
-        if (variant == REUSED && track[1].expected != WITH_RESULT) fail("the next message ended as %d", track[1].expected);
-        if (variant == DROPPED || variant == REUSED) t->watched = 0;
+        settle();
+        if (!reused && t->expected != (variant == DROPPED ? NOT_THERE : WITH_RESULT))
+            fail("it ended as %d", t->expected);
+        if (next && next->expected != WITH_RESULT) fail("the next message ended as %d", next->expected);
+        if (variant == DROPPED || reused) t->watched = 0;
         verify();
         all_accounted_for();
     }
@@ -190,11 +240,12 @@ static void op_cycle(void) {
     tsq_lease lease;
     uint64_t wakes[TSQ_WAKE_WORDS] = {0};
     char id[TSQ_MAX_ID], data[LARGEST];
-    uint32_t id_len, wake;
+    uint32_t id_len;
     uint64_t len;
-    if (tsq_put(&Q, SECOND, &message, &lease, &wake) || tsq_claim(&Q, SECOND, &lease)) return;
+    tsq_call call;
+    if (tsq_put(&Q, SECOND, &message, &lease, &call) || tsq_claim(&Q, SECOND, &lease)) return;
     if (tsq_read_request(&Q, &lease, id, &id_len, data, sizeof data, &len) || tsq_start(&Q, &lease)) _exit(1);
-    if (tsq_complete(&Q, SECOND, &lease, result, OTHERS_LEN, NOW, wakes)) _exit(1);
+    if (tsq_complete(&Q, SECOND, &lease, result, OTHERS_LEN, OTHERS_RESULT & 0xff, NOW, wakes)) _exit(1);
 }
 
 static long pair_every = 1;
@@ -203,12 +254,12 @@ static long pair_every = 1;
 static void settle_pair(const scenario *s) {
     outcomes_intact();
     conclude_for_victim();
-    drain();
+    settle();
     observe();
     for (unsigned i = 0; i < tracked_count; i++)
         if (track[i].expected != NOT_THERE) verify_once(&track[i]);
     /* Outcomes that nobody waits for may have been forgotten; what is waited for may not. */
-    int may_go = is(s, "finish-drop") || s->kind == READING || s->kind == EXPIRING;
+    int may_go = s->promised == NOT_THERE || s->kind == READING || s->kind == LOOKING || s->kind == EXPIRING;
     for (unsigned i = 0; i < tracked_count; i++)
         if (track[i].watched && track[i].expected == NOT_THERE && !may_go) fail("%s is lost", track[i].id);
     all_accounted_for();
@@ -224,7 +275,7 @@ static void stop_pair(const scenario *s, pid_t walker, long k) {
     if (!at_k) fail("malloc");
     memcpy(at_k, Q.base, Q.at.total);
     memcpy(tracked_at_k, track, sizeof track);
-    (void)tracked_message(tracked_plan(TABLE, OTHERS_LEN), &message, payload);
+    (void)tracked_message(tracked_plan(LARGE, OTHERS_LEN), &message, payload);
     fill(result, OTHERS_LEN, OTHERS_RESULT);
     pid_t second = trace_start(op_cycle);
     long j = 0;
@@ -251,7 +302,8 @@ static void stop_pair(const scenario *s, pid_t walker, long k) {
     *said = said_at_k;
 }
 
-static int to_pairs(const scenario *s) { return s->kind != RECOVERING; }
+/* Not where messages of no interest wait: the second one would take those. */
+static int to_pairs(const scenario *s) { return s->kind != RECOVERING && s->kind != CALLING; }
 
 typedef struct {
     const char *name;
@@ -262,7 +314,9 @@ typedef struct {
 static int to_all(const scenario *s) { return s != NULL; }
 static int to_leases(const scenario *s) { return s->kind >= CLAIMING && s->kind <= ENDING; }
 
-static const mode modes[] = {{"kill", stop_kill, to_all}, {"freeze", stop_freeze, to_all}, {"fence", stop_fence, to_leases},
+static const mode modes[] = {{"kill", stop_kill, to_all},
+                             {"freeze", stop_freeze, to_all},
+                             {"fence", stop_fence, to_leases},
                              {"pair", stop_pair, to_pairs}};
 
 static void stalled(int signal) {
@@ -303,7 +357,7 @@ int main(int argc, char **argv) {
     for (size_t m = 0; m < sizeof modes / sizeof *modes; m++) {
         int all_modes = !only_mode && modes[m].stop != stop_pair;
         if (!all_modes && (!only_mode || strcmp(only_mode, modes[m].name))) continue;
-        for (size_t s = 0; s < SCENARIOS; s++)
+        for (size_t s = 0; s < scenario_count; s++)
             if ((!only_scenario || is(&scenarios[s], only_scenario)) && modes[m].applies(&scenarios[s]))
                 run(&modes[m], &scenarios[s], every);
     }
