@@ -1,4 +1,4 @@
-from typing import Final, TypeAlias, final
+from typing import Final, TypeAlias, TypeVar, final
 
 from typing_extensions import Buffer
 
@@ -8,6 +8,8 @@ MAX_SLOTS: Final[int]
 ENDED: Final[int]  # of answer()
 NEWS: Final[int]
 MAX_PARTICIPANTS: Final[int]
+
+_Ticket = TypeVar("_Ticket", bound=tuple[int, int, str])
 
 # slots, inline bytes per slot, participants, ((bytes, count) of each block class)
 _Geometry: TypeAlias = tuple[int, int, int, tuple[tuple[int, int], ...]]
@@ -78,9 +80,9 @@ class Core:
     def give_up(self, me: int, slot: int, word: int, /) -> None: ...
     def put_many(
         self, me: int, messages: list[tuple[str, Buffer]], lane: int, max_deliveries: int,
-        privileged: bool, /,
-    ) -> tuple[list[tuple[int, int]], tuple[int, ...]]:  # fmt: skip
-        """(slot, generation) of each that was put until one could not be; sleepers to ring."""
+        privileged: bool, ticket: type[_Ticket], /,
+    ) -> tuple[list[_Ticket], tuple[int, ...]]:  # fmt: skip
+        """Tickets (slot, generation, id) of those put until one could not be; sleepers to ring."""
     def claim(self, me: int, again: bool, /) -> _Claimed | None:
         """None: nothing is ready. again: take what was given back too, and first."""
     def claim_or_sleep(self, me: int, again: bool, is_empty: bool, /) -> _Claimed | None:

@@ -33,7 +33,7 @@ from taskiq_supervise.ipc.model import (
 from taskiq_supervise.ipc.parts import IN_FILE, PLAIN
 from taskiq_supervise.ipc.segment import existing_queue, made_queue, open_core
 from taskiq_supervise.ipc.storage import Storage
-from taskiq_supervise.ipc.word import generation_of, request_file, state_of
+from taskiq_supervise.ipc.word import generation_of, request_file
 
 if TYPE_CHECKING:
     import os
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
 _REQUEUE_PATIENCE = 5.0
 """Seconds."""
+
+
+_STARTED = int(MessageState.RUNNING) << 60
 
 
 class TaskQueue(Storage):
@@ -181,14 +184,11 @@ class TaskQueue(Storage):
         """
         _check("-", priority)
         tickets, wake = self.core.put_many(
-            self.participant, list(messages), priority, max_deliveries, self.is_privileged
+            self.participant, list(messages), priority, max_deliveries, self.is_privileged, Ticket
         )
         for sleeper in wake:
             self._ringer.ring(sleeper)
-        return [
-            Ticket(slot, generation, message[0])
-            for (slot, generation), message in zip(tickets, messages, strict=False)
-        ]
+        return tickets
 
     # ---- taking ----
 
@@ -219,22 +219,25 @@ class TaskQueue(Storage):
         leases: list[Lease] = []
         claimed = self.core.claim_many(self.participant, most)
         for number, found in enumerate(claimed, 1):
+            slot, word, task_id, stored, attempt, form, expires_ns, _ = found
+            if form == PLAIN and not expires_ns:  # nothing can be wrong with these
+                leases.append(Lease(self, slot, word, task_id, stored, attempt, 0))
+                continue
             try:
                 lease = self._lease(*found)
+                if lease is not None:
+                    if expires_ns:  # the only ones that are not started yet
+                        lease.start()
+                    leases.append(lease)
+            except LeaseLost:
+                continue
             except OSError:  # this process is short of something; others may not be
-                for slot, word, task_id, stored, attempt, _, expires_ns, _ in claimed[number:]:
-                    Lease(self, slot, word, task_id, stored, attempt, expires_ns).release()
+                for rest in claimed[number:]:
+                    Lease(self, *rest[:5], rest[6]).release()
                 if not leases:
                     raise
                 break
-            if lease is None:
-                continue
-            if lease.expires_ns:  # the only ones that are not started yet
-                with suppress(LeaseLost):
-                    lease.start()
-                    leases.append(lease)
-            else:
-                leases.append(lease)
+        self._leases.update(leases)
         return leases
 
     def _lease(
@@ -270,15 +273,15 @@ class TaskQueue(Storage):
     def finish_many(self, leases: Sequence[Lease], *, keep: bool = False) -> int:
         """Lease.finish() for many at once. Returns how many of them were ours no more."""
         held = [lease for lease in leases if lease.held]
-        if any(state_of(lease.word) < MessageState.RUNNING for lease in held):
+        pairs = [(lease.slot, lease.word) for lease in held]
+        if pairs and min(word for _, word in pairs) < _STARTED:  # the state comes first in the word
             raise ValueError("a lease among them has not been started")
-        lost, woken = self.core.finish_many(
-            self.participant,
-            [(lease.slot, lease.word) for lease in held],
-            NO_RESULT if keep else FORGET,
-        )
+        lost, woken = self.core.finish_many(self.participant, pairs, NO_RESULT if keep else FORGET)
         for lease in held:
-            lease.ended()
+            lease.held = False
+            if lease.file:
+                self.files.drop(lease.file)
+        self._leases.difference_update(held)
         if not self._leases and self.on_empty is not None:
             self.on_empty()
         self.ring_watchers(woken)

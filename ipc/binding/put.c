@@ -107,19 +107,39 @@ static int put_one(Core *self, uint32_t me, PyObject *item, tsq_message *m, tsq_
     return 1;
 }
 
-/* me, [(id, payload), …], lane, max_deliveries, privileged. Puts until one cannot be put. */
+/* An instance of a subclass of tuple: slot, generation, id. */
+static PyObject *ticket_of(PyTypeObject *type, const tsq_lease *lease, PyObject *id) {
+    PyObject *slot = PyLong_FromUnsignedLong(lease->slot);
+    PyObject *gen = PyLong_FromUnsignedLongLong(tsq_gen_of(lease->word));
+    PyObject *ticket = slot && gen ? type->tp_alloc(type, 3) : NULL;
+    if (!ticket) {
+        Py_XDECREF(slot);
+        Py_XDECREF(gen);
+        return NULL;
+    }
+    PyTuple_SET_ITEM(ticket, 0, slot);
+    PyTuple_SET_ITEM(ticket, 1, gen);
+    PyTuple_SET_ITEM(ticket, 2, Py_NewRef(id));
+    return ticket;
+}
+
+/* me, [(id, payload), …], lane, max_deliveries, privileged, type of tickets. Puts until one cannot be put. */
 static PyObject *core_put_many(Core *self, fast_args args, Py_ssize_t n) {
     uint32_t me;
     tsq_message m = {0};
     uint64_t wake[TSQ_WAKE_WORDS] = {0};
     int rc = TSQ_OK;
-    if (!want(n, 5) || !as_index(self, args[0], &me) || !as_u32(args[2], &m.lane) || !as_u32(args[3], &m.max_deliveries) ||
+    if (!want(n, 6) || !as_index(self, args[0], &me) || !as_u32(args[2], &m.lane) || !as_u32(args[3], &m.max_deliveries) ||
         !as_u32(args[4], &m.privileged))
         return NULL;
     m.now_ns = now_ns();
     if (m.max_deliveries > 255) m.max_deliveries = 255;
     if (!PyList_Check(args[1])) {
         PyErr_SetString(PyExc_TypeError, "the messages are a list");
+        return NULL;
+    }
+    if (!PyType_Check(args[5]) || !PyType_IsSubtype((PyTypeObject *)args[5], &PyTuple_Type)) {
+        PyErr_SetString(PyExc_TypeError, "tickets are tuples");
         return NULL;
     }
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(args[1]); i++)
@@ -134,7 +154,8 @@ static PyObject *core_put_many(Core *self, fast_args args, Py_ssize_t n) {
         }
         if (rc) break;
         if (call.sleeper) wake[call.sleeper / 64] |= UINT64_C(1) << (call.sleeper % 64);
-        PyObject *ticket = Py_BuildValue("IK", out.slot, (unsigned long long)tsq_gen_of(out.word));
+        PyObject *ticket =
+            ticket_of((PyTypeObject *)args[5], &out, PyTuple_GET_ITEM(PyList_GET_ITEM(args[1], i), 0));
         if (!ticket || PyList_Append(tickets, ticket)) Py_CLEAR(tickets);
         Py_XDECREF(ticket);
     }
