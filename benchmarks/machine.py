@@ -7,6 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
+def _version(name: str) -> str:
+    try:
+        return f"{name} {importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"no {name}"
+
+
 def describe(*packages: str) -> str:
     """One Markdown paragraph: processor, kernel, Python, versions; of `packages` too."""
     processor = "unknown processor"
@@ -15,8 +22,7 @@ def describe(*packages: str) -> str:
             processor = line.partition(":")[2].strip()
             break
     versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}"
-        for name in ("taskiq-supervise", "taskiq", "uvloop", *packages)
+        _version(name) for name in ("taskiq-supervise", "taskiq", "uvloop", *packages)
     )
     return (
         f"{processor}, {len(os.sched_getaffinity(0))} cores, Linux {platform.release()}, "

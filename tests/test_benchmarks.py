@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("faster_fifo", reason="a peer; pip install taskiq-supervise[bench]")
-pytest.importorskip("numpy", reason="pip install taskiq-supervise[bench]")
-
 ROOT = Path(__file__).parents[1]
 CONTESTANTS = {
     "oneway": {"ours, one by one", "zmq.asyncio PUSH/PULL", "multiprocessing.Queue"},

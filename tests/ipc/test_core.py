@@ -85,7 +85,15 @@ def test_two_stopped_at_a_time(core_build: "CoreBuild", scenario: str) -> None:
     holds(program, "--every", "29", "--pair-every", "61", "pair", scenario)
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+@pytest.mark.parametrize(
+    "mutant",
+    # Each is a compilation: half of them here, the others under stress.
+    [
+        pytest.param(mutant, marks=[pytest.mark.stress] if number % 2 else [])
+        for number, mutant in enumerate(MUTANTS)
+    ],
+    ids=str,
+)
 def test_a_mistake_in_the_protocol_shows(core_build: "CoreBuild", mutant: Mutant) -> None:
     broken = core_build.program("stepkill", "-O2", mutated={mutant.file: (mutant.old, mutant.new)})
     done = run(broken, mutant.mode, mutant.scenario)
