@@ -57,7 +57,7 @@ class Ringer:
         generation = self._generation_of(index)
         end = self._ends.get(index)
         if end is None or end[0] != generation:
-            self._drop(index)
+            self.drop(index)
             try:
                 fd = open_write_end(self._directory, index)
             except OSError as error:
@@ -72,16 +72,17 @@ class Ringer:
         except BlockingIOError:
             return  # full: it has been rung and not answered yet
         except BrokenPipeError:
-            self._drop(index)
+            self.drop(index)
 
-    def _drop(self, index: int) -> None:
+    def drop(self, index: int) -> None:
+        """Its owner has gone."""
         end = self._ends.pop(index, None)
         if end is not None:
             os.close(end[1])
 
     def close(self) -> None:
         for index in list(self._ends):
-            self._drop(index)
+            self.drop(index)
 
 
 def open_write_end(directory: Path, index: int) -> int | None:

@@ -191,6 +191,7 @@ class Member:
             death = cause or DeathCause(pid=pid, worker=tag - 1 if tag else None)
             *ids, wake = self.core.recover(index, self.participant, death.packed(), time.time_ns())
             bell_path(self.directory, index).unlink(missing_ok=True)
+            self._ringer.drop(index)
             self.core.unregister(index)
         finally:
             self._locks.give(participant_byte(index))

@@ -104,9 +104,7 @@ inline run_due() {
     look_at_slots();
     atomic { ALIVE; next_due = NEVER };
 #else
-#ifndef MUTANT_takes_nothing_away
     atomic { ALIVE; next_due = NEVER };
-#endif
     at_slot = 0;
     look_at_slots();
 #endif
@@ -117,15 +115,11 @@ inline run_due() {
     if
     :: me != DEPUTY -> plan()
     :: else ->
-#ifndef MUTANT_deputy_sets_no_timer
         atomic { ALIVE; timer[MINE] = least };
-#endif
-#ifndef MUTANT_deputy_rings_nobody
         if
         :: least != NEVER -> atomic { ALIVE; ring_custodian() }
         :: else
         fi;
-#endif
         least = NEVER
     fi
 }
@@ -170,14 +164,7 @@ proctype looker(byte me) {
         run_due()
     :: atomic { ALIVE && me != DEPUTY && dead != NOBODY };
         /* tsq_recover announces that something is due at once, so the custodian looks */
-#ifdef MUTANT_looks_after_the_death_of_producers_only
-        if
-        :: dead != DEPUTY -> atomic { ALIVE; next_due = 0; ring_custodian() }
-        :: else
-        fi;
-#elif !defined(MUTANT_forgets_what_the_dead_committed)
         atomic { ALIVE; next_due = 0; ring_custodian() };
-#endif
         atomic { ALIVE; dead = NOBODY }
     od
 }
