@@ -36,6 +36,11 @@ def initialize(fd: int, geometry: _Geometry, boot_id: bytes, checked: bool, /) -
 def is_volatile(fd: int, /) -> bool:
     """What lies in the file's filesystem is gone after a reboot."""
 
+def fork_away() -> tuple[int, int]:
+    """Fork a child that is not ours but the nearest subreaper's: (its pid, that of the process in
+    between). The child gets (0, between). All signals have to be blocked. OSError.
+    """
+
 def guard_parent(parent: int, seconds: float, /) -> None:
     """Kill our process group `seconds` after the end of the process `parent`. Once per process."""
 
@@ -57,6 +62,12 @@ class Core:
     def close(self) -> None: ...
     def forget(self) -> None:
         """close() in a forked child, whatever the parent's threads were doing."""
+    def unpage(self) -> None:
+        """Drop the mapping's pages from this process's page table, after a look at all slots.
+
+        Nothing is lost, they are shared. 16,384 slots are 8 MB that this process would be charged
+        for; the next look takes some 130 page faults.
+        """
     def geometry(self) -> _Geometry: ...
     def boot_id(self) -> bytes: ...
     def register(self, me: int, role: int, pid: int, guardian: int, tag: int, /) -> None: ...
@@ -93,6 +104,8 @@ class Core:
         """Lease this message if it waits: its word."""
     def start(self, slot: int, word: int, /) -> int: ...
     def ack(self, slot: int, word: int, /) -> int: ...
+    def time_out(self, owner: int, task_id: bytes, /) -> bool:
+        """Mark what that participant runs under this id; False: no such message."""
     def complete(
         self, me: int, slot: int, word: int, result: Buffer, form: int, /
     ) -> tuple[int, ...]:
@@ -139,8 +152,8 @@ class Core:
         """Whom to ring because there is room."""
     def recover(
         self, dead: int, me: int, cause: int, now_ns: int, /
-    ) -> tuple[list[str], list[str], list[str], tuple[int, ...]]:
-        """Task ids given back, dead-lettered, lost; participants to ring."""
+    ) -> tuple[list[str], list[str], list[str], list[str], tuple[int, ...]]:
+        """Task ids given back, dead-lettered, lost, timed out; participants to ring."""
     def is_checked(self) -> bool: ...
     def salvage(self, slot: int, /) -> Salvaged | None:
         """Of a segment that nobody uses. None: no message is there. LeaseLost: it is not whole."""

@@ -15,7 +15,6 @@ import ctypes
 import errno
 import grp
 import os
-import secrets
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
@@ -221,7 +220,7 @@ def make_folder(path: Path, mode: int, gid: int | None = None) -> None:
         with suppress(OSError):  # of somebody who was killed; or he is about to try again
             left.rmdir()
     while not os.path.lexists(path):
-        temporary = path.with_name(f"{_MAKING}{path.name}-{secrets.token_hex(4)}")
+        temporary = path.with_name(f"{_MAKING}{path.name}-{os.urandom(4).hex()}")
         temporary.mkdir(0o700)
         try:
             if gid is not None:

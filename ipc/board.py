@@ -1,7 +1,8 @@
 """The worker board: what each worker does right now, readable when the worker is not.
 
-One file per instance. Each worker process writes its own section and nobody else's; the
-supervisor and `status` read. A section's counters are one aligned 8-byte word each, stored and
+One file per instance. Each worker process writes its own section, its seat, and nobody else's; the
+supervisor and `status` read. The file can grow while it is used: who mapped it before goes on with
+what it mapped. A section's counters are one aligned 8-byte word each, stored and
 loaded in one piece through a memoryview (struct.pack_into clears its room first, and writes byte by
 byte). An in-flight entry is a row of bytes with a checksum, so a reader that meets a write, or what
 a killed writer left half written, takes another look and then leaves the entry out. Times are
@@ -10,6 +11,7 @@ CLOCK_MONOTONIC, which all processes share.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import struct
@@ -22,11 +24,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _MAGIC = b"TSQBOARD"
-_HEADER = struct.Struct("<8sIIII")  # magic, version, workers, tasks per worker, section bytes
+_HEADER = struct.Struct("<8sIIII")  # magic, version, seats, tasks per seat, bytes of a section
+_SEATS = 3  # its place in the header, in units of 4 bytes
 _PID, _GENERATION, _IN_FLIGHT, _HEARTBEAT, _DONE, _FAILED = range(6)  # words of a section's head
 _CHECKSUM = struct.Struct("<I")  # of the rest of the entry
-_ENTRY = struct.Struct("<IdHH")  # attempt (0: free), started, bytes of id, bytes of name
-_VERSION = 2
+# attempt (0: free), started, deadline (infinite: none), bytes of id, bytes of name
+_ENTRY = struct.Struct("<IddHH")
+_VERSION = 3
 _WORD = 8
 _HEADER_SIZE = 64
 _HEAD_SIZE = 64
@@ -41,12 +45,19 @@ class BoardError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RunningTask:
-    """One task in flight. started: monotonic seconds. attempt: 1 for the first start."""
+    """One task in flight.
+
+    Attributes:
+        started: monotonic seconds.
+        attempt: 1 for the first start.
+        deadline: monotonic seconds when it has to be over, None: it may take its time.
+    """
 
     task_id: str
     task_name: str
     started: float
     attempt: int
+    deadline: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,68 +74,92 @@ class WorkerView:
 
 
 class Board:
-    """A mapped board. Made by create() or open(); to be closed."""
+    """A mapped board. Made by create() or open(); to be closed.
 
-    def __init__(self, memory: mmap.mmap, workers: int, tasks_per_worker: int) -> None:
+    Attributes:
+        seats: how many workers can have a section at a time, as far as this process has mapped it.
+        tasks_per_seat: entries of tasks in flight in each.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], memory: mmap.mmap, seats: int, tasks_per_seat: int
+    ) -> None:
+        self._path = path
+        self._section = _section(tasks_per_seat)
+        self.tasks_per_seat = tasks_per_seat
+        self._use(memory, seats)
+
+    def _use(self, memory: mmap.mmap, seats: int) -> None:
         self._memory = memory
         self._bytes = memoryview(memory)
         self._words = self._bytes.cast("Q")
         self._times = self._bytes.cast("d")
-        self.workers = workers
-        self.tasks_per_worker = tasks_per_worker
-        self._section = _HEAD_SIZE + tasks_per_worker * _ENTRY_SIZE
+        self.seats = seats
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], workers: int, tasks_per_worker: int) -> Self:
+    def create(cls, path: str | os.PathLike[str], seats: int, tasks_per_seat: int) -> Self:
         """Make the file, its memory allocated. OSError: no room."""
-        section = _HEAD_SIZE + tasks_per_worker * _ENTRY_SIZE
-        fd = os.open(
-            path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
+        section = _section(tasks_per_seat)
+        fd = _open_file(path, os.O_CREAT | os.O_TRUNC)
         try:
-            size = _HEADER_SIZE + workers * section
-            os.posix_fallocate(fd, 0, size)
-            memory = mmap.mmap(fd, size)
+            memory = _allocated(fd, _HEADER_SIZE + seats * section)
         finally:
             os.close(fd)
-        _HEADER.pack_into(memory, 0, _MAGIC, _VERSION, workers, tasks_per_worker, section)
-        return cls(memory, workers, tasks_per_worker)
+        _HEADER.pack_into(memory, 0, _MAGIC, _VERSION, seats, tasks_per_seat, section)
+        return cls(path, memory, seats, tasks_per_seat)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
         """Map an existing board. BoardError: it is not one."""
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = _open_file(path)
         try:
-            size = os.fstat(fd).st_size
-            if size < _HEADER_SIZE:
-                raise BoardError(f"{os.fspath(path)}: {size} bytes are no board")
-            memory = mmap.mmap(fd, size)
+            while True:
+                size = os.fstat(fd).st_size
+                if size < _HEADER_SIZE:
+                    raise BoardError(f"{os.fspath(path)}: {size} bytes are no board")
+                memory = mmap.mmap(fd, size)
+                magic, version, seats, tasks, section = _HEADER.unpack_from(memory, 0)
+                known = magic == _MAGIC and version == _VERSION and section == _section(tasks)
+                # More than that: it is just being made larger.
+                if known and size >= _HEADER_SIZE + seats * section:
+                    return cls(path, memory, seats, tasks)
+                memory.close()
+                if not known or size == os.fstat(fd).st_size:
+                    raise BoardError(f"{os.fspath(path)}: not a board of this version")
         finally:
             os.close(fd)
-        magic, version, workers, tasks, section = _HEADER.unpack_from(memory, 0)
-        expected = _HEAD_SIZE + tasks * _ENTRY_SIZE
-        if (
-            magic != _MAGIC
-            or version != _VERSION
-            or section != expected
-            or size != _HEADER_SIZE + workers * section
-        ):
-            memory.close()
-            raise BoardError(f"{os.fspath(path)}: not a board of this version")
-        return cls(memory, workers, tasks)
 
-    def writer(self, slot: int) -> BoardWriter:
+    def grow(self, seats: int) -> None:
+        """Have so many seats at least; for the one process that created the board.
+
+        What is written and read goes on meanwhile, and writers made before stay good.
+        OSError: no room (the board stays as it was), or the file is not there any more.
+        """
+        if seats <= self.seats:
+            return
+        fd = _open_file(self._path)
+        try:
+            memory = _allocated(fd, _HEADER_SIZE + seats * self._section)
+        finally:
+            os.close(fd)
+        # The old mapping goes with the last writer that uses it.
+        self._use(memory, seats)
+        # Last, in one piece: who reads a number finds that many seats in the file.
+        with self._bytes.cast("I") as header:
+            header[_SEATS] = seats
+
+    def writer(self, seat: int) -> BoardWriter:
         return BoardWriter(
-            self._bytes, self._words, self._times, self._start(slot), self.tasks_per_worker
+            self._bytes, self._words, self._times, self._start(seat), self.tasks_per_seat
         )
 
-    def read(self, slot: int) -> WorkerView:
-        start = self._start(slot)
+    def read(self, seat: int) -> WorkerView:
+        start = self._start(seat)
         word = start // _WORD
         pid, generation, in_flight = self._words[word + _PID : word + _IN_FLIGHT + 1]
         done, failed = self._words[word + _DONE], self._words[word + _FAILED]
         running: list[RunningTask] = []
-        for index in range(self.tasks_per_worker):
+        for index in range(self.tasks_per_seat):
             if len(running) == in_flight:
                 break
             task = self._read_entry(start + _HEAD_SIZE + index * _ENTRY_SIZE)
@@ -136,7 +171,7 @@ class Board:
     def _read_entry(self, at: int) -> RunningTask | None:
         for _ in range(_TRIES):
             raw = bytes(self._bytes[at : at + _ENTRY_SIZE])
-            attempt, started, id_len, name_len = _ENTRY.unpack_from(raw, _CHECKSUM.size)
+            attempt, started, deadline, id_len, name_len = _ENTRY.unpack_from(raw, _CHECKSUM.size)
             if not attempt:
                 return None
             text = _CHECKSUM.size + _ENTRY.size
@@ -146,14 +181,18 @@ class Board:
                 continue
             task_id, name = raw[text : text + id_len], raw[text + id_len : end]
             return RunningTask(
-                task_id.decode(errors="replace"), name.decode(errors="replace"), started, attempt
+                task_id.decode(errors="replace"),
+                name.decode(errors="replace"),
+                started,
+                attempt,
+                None if deadline == math.inf else deadline,
             )
         return None
 
-    def _start(self, slot: int) -> int:
-        if not 0 <= slot < self.workers:
-            raise IndexError(f"worker slot {slot}: the board has {self.workers}")
-        return _HEADER_SIZE + slot * self._section
+    def _start(self, seat: int) -> int:
+        if not 0 <= seat < self.seats:
+            raise IndexError(f"seat {seat}: the board has {self.seats}")
+        return _HEADER_SIZE + seat * self._section
 
     def close(self) -> None:
         for view in (self._words, self._times, self._bytes):
@@ -194,16 +233,30 @@ class BoardWriter:
         self._set(_GENERATION, generation)
         self._set(_PID, pid)
 
-    def begin(self, task_id: str, task_name: str, attempt: int) -> int:
-        """A task starts. Returns what end() wants; -1 when the table is full, which end() takes
-        too."""
+    def begin(
+        self, task_id: str, task_name: str, attempt: int, deadline: float | None = None
+    ) -> int:
+        """A task starts. deadline: monotonic seconds. Returns what end() wants; -1 when the table
+        is full, which end() takes too."""
         self._in_flight += 1
         index = self._free.pop() if self._free else -1
         if index >= 0:
             raw_id, raw_name = task_id.encode()[:_ID_ROOM], task_name.encode()[:_NAME_ROOM]
-            self._write_entry(index, max(attempt, 1), time.monotonic(), raw_id, raw_name)
+            end = math.inf if deadline is None else deadline
+            self._write_entry(index, max(attempt, 1), time.monotonic(), end, raw_id, raw_name)
         self._set(_IN_FLIGHT, self._in_flight)
         return index
+
+    def set_deadline(self, entry: int, deadline: float) -> None:
+        """The running task has until then (monotonic seconds). Also from its own thread."""
+        if entry < 0:
+            return
+        at = self._entries + entry * _ENTRY_SIZE
+        row = bytes(self._memory[at : at + _ENTRY_SIZE])
+        attempt, started, _, id_len, name_len = _ENTRY.unpack_from(row, _CHECKSUM.size)
+        text = _CHECKSUM.size + _ENTRY.size
+        task_id, name = row[text : text + id_len], row[text + id_len : text + id_len + name_len]
+        self._write_entry(entry, attempt, started, deadline, task_id, name)
 
     def end(self, entry: int, *, failed: bool) -> None:
         if entry >= 0:
@@ -223,9 +276,15 @@ class BoardWriter:
         self._words[self._head + field] = value
 
     def _write_entry(
-        self, index: int, attempt: int, started: float, task_id: bytes, name: bytes
+        self,
+        index: int,
+        attempt: int,
+        started: float,
+        deadline: float,
+        task_id: bytes,
+        name: bytes,
     ) -> None:
-        body = _ENTRY.pack(attempt, started, len(task_id), len(name)) + task_id + name
+        body = _ENTRY.pack(attempt, started, deadline, len(task_id), len(name)) + task_id + name
         whole = _CHECKSUM.pack(zlib.crc32(body)) + body
         at = self._entries + index * _ENTRY_SIZE
         self._memory[at : at + len(whole)] = whole
@@ -233,3 +292,16 @@ class BoardWriter:
     def _clear_entry(self, index: int) -> None:
         # The first word holds checksum and attempt.
         self._words[(self._entries + index * _ENTRY_SIZE) // _WORD] = 0
+
+
+def _section(tasks: int) -> int:
+    return _HEAD_SIZE + tasks * _ENTRY_SIZE
+
+
+def _open_file(path: str | os.PathLike[str], flags: int = 0) -> int:
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+
+
+def _allocated(fd: int, size: int) -> mmap.mmap:
+    os.posix_fallocate(fd, 0, size)
+    return mmap.mmap(fd, size)

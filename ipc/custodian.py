@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING
 
 from taskiq_supervise.ipc.locks import CUSTODIAN_BYTE, DEPUTY_BYTE
-from taskiq_supervise.ipc.model import Role
+from taskiq_supervise.ipc.model import Burial, Role
 from taskiq_supervise.ipc.watch import Watch
 
 if TYPE_CHECKING:
@@ -220,10 +220,12 @@ class Custodian:
                     "participant %d (pid %d) lives without its doorbell; not repaired", index, pid
                 )
             return
-        if burial.redelivered or burial.dead or burial.lost:
+        if burial != Burial():
             logger.warning(
-                "queue %s: process %d died: %d given back, %d dead-lettered, %d results lost",
+                "queue %s: process %d died: %d given back, %d dead-lettered, %d results lost, "
+                "%d timed out",
                 self._queue.name, pid, len(burial.redelivered), len(burial.dead), len(burial.lost),
+                len(burial.timed_out),
             )  # fmt: skip
         self._plan_due()
         for ward in list(self._queue.participants()):
@@ -277,6 +279,7 @@ class Custodian:
 
     def _run_due(self) -> None:
         next_ns, _, expired, woken = self._core.run_due(self._queue.participant, time.time_ns())
+        self._core.unpage()
         for other in woken:
             self._queue.ring(other)
         if expired:
@@ -305,6 +308,7 @@ class Custodian:
         expired, rehinted = self._core.audit(
             self._queue.participant, time.time_ns(), int(DEAD_TTL * 1e9)
         )
+        self._core.unpage()
         if rehinted:
             logger.warning(
                 "queue %s: %d messages whose producer is stopped were made visible",

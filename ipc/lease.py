@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from taskiq_supervise.ipc.queue import TaskQueue
 
 
-NO_RESULT, FORGET = int(OutcomeKind.NO_RESULT), 6
+NO_RESULT, FORGET = int(OutcomeKind.NO_RESULT), 7
 """For the core's finish: the id may come again, or leave no outcome at all."""
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import struct
 import threading
 from dataclasses import dataclass, field
@@ -109,7 +108,7 @@ def _opened_or_made(path: Path) -> int:
     try:
         return os.open(path, flags)
     except FileNotFoundError:
-        temporary = path.with_name(f"{path.name}.new-{os.getpid()}-{secrets.token_hex(4)}")
+        temporary = path.with_name(f"{path.name}.new-{os.getpid()}-{os.urandom(4).hex()}")
     fd = new_file(temporary, path.parent)
     try:
         os.link(temporary, path)

@@ -7,10 +7,12 @@ it can repair what dead members left. What is done with messages is TaskQueue's.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 import weakref
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from taskiq_supervise.ipc.access import Access, new_file
@@ -40,6 +42,22 @@ if TYPE_CHECKING:
     from taskiq_supervise.ipc.locks import LockFile
 
 
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one who joins a queue brings along, and who it is; see TaskQueue.open()."""
+
+    name: str
+    directory: Path
+    core: Core
+    locks: LockFile
+    role: Role
+    guardian: int
+    tag: int
+
+
 class Member:
     """An open place in a queue; to be closed. Not shared between threads.
 
@@ -51,28 +69,19 @@ class Member:
         files: payloads that are larger than its blocks.
     """
 
-    def __init__(
-        self,
-        name: str,
-        directory: Path,
-        core: Core,
-        locks: LockFile,
-        role: Role,
-        guardian: int,
-        tag: int,
-    ) -> None:
-        self.name = name
-        self.directory = directory
-        self.core = core
-        self.role = role
-        slots, inline_size, participants, blocks = core.geometry()
+    def __init__(self, entry: Entry) -> None:
+        self.name = entry.name
+        self.directory = directory = entry.directory
+        self.core = entry.core
+        self.role = entry.role
+        slots, inline_size, participants, blocks = self.core.geometry()
         self.geometry = Geometry(slots, inline_size, participants, blocks)
         self.files = PayloadFiles(directory / "files", Access.inside(directory).folder_mode)
         self._supervises = False
         self._woken_by_joining: list[int] = []
-        self._locks = locks
-        self.participant = self._join(role, guardian, tag)
-        self._ringer = Ringer(directory, core.generation)
+        self._locks = entry.locks
+        self.participant = self._join(entry)
+        self._ringer = Ringer(directory, self.core.generation)
         for other in self._woken_by_joining:
             self._ringer.ring(other)
         self._closed = False
@@ -117,10 +126,30 @@ class Member:
                 if one.role == Role.WORKER:
                     self.ring(one.index)
 
+    def set_aside(self, pid: int) -> None:
+        """A process of ours stands still, or its event loop does: no work is left to it.
+
+        Messages that it was rung for, and those that others left to it because it has nothing to
+        do, go to others. What it runs stays with it. It may go on at any moment; once it
+        does, and did not mark itself anew, nobody rings it before call_back().
+        """
+        for one in self._wards(pid):
+            self.core.wake_up(one.index)
+            self.core.set_empty(one.index, False)
+        # After the marks: who put a message before they were gone is seen now. Every worker, since
+        # this one may have taken another's announcement and not rung it.
+        self.ring_workers()
+
+    def call_back(self, pid: int) -> None:
+        """It goes on, after set_aside(): it looks for work, and marks itself if there is none."""
+        for one in self._wards(pid):
+            self.ring(one.index)
+
     # ---- who is there ----
 
     def stats(self) -> QueueStats:
         free, _writing, ready, delayed, leased, running, acked, done, dead = self.core.counts()
+        self.core.unpage()
         return QueueStats(
             ready, leased, running + acked, delayed, dead, done, free, self.geometry.slots
         )
@@ -159,12 +188,28 @@ class Member:
             raise QueueError(f"max deliveries {starts}: use 1 to 255")
         self.core.max_deliveries = starts
 
+    def _wards(self, pid: int) -> Iterator[Participant]:
+        """What a process that we reap, or our own, has opened here."""
+        for one in self.participants():
+            if one.pid == pid and self.participant in (one.guardian, one.index):
+                yield one
+
     def explain(self, pid: int) -> None:
         """The death of this process is planned: what it runs is given back, the start not
         counted."""
-        for one in self.participants():
-            if one.pid == pid and (self.participant in (one.guardian, one.index)):
-                self.core.explain(one.index)
+        for one in self._wards(pid):
+            self.core.explain(one.index)
+
+    def time_out(self, pid: int, task_id: str) -> bool:
+        """Before a process of ours is killed because this task takes too long.
+
+        When it dies the task ends as timed out, whoever repairs; until then it can still complete
+        it, and then that counts. False: it does not run such a task (any more).
+        """
+        marked = False
+        for one in self._wards(pid):
+            marked = self.core.time_out(one.index, task_id.encode()) or marked
+        return marked
 
     def bury(self, pid: int, cause: DeathCause) -> Burial:
         """Repair what a reaped child left, naming the cause to those who wait."""
@@ -177,6 +222,7 @@ class Member:
                         burial.redelivered + part.redelivered,
                         burial.dead + part.dead,
                         burial.lost + part.lost,
+                        burial.timed_out + part.timed_out,
                     )
         return burial
 
@@ -190,6 +236,7 @@ class Member:
                 return None
             death = cause or DeathCause(pid=pid, worker=tag - 1 if tag else None)
             *ids, wake = self.core.recover(index, self.participant, death.packed(), time.time_ns())
+            self.core.unpage()
             bell_path(self.directory, index).unlink(missing_ok=True)
             self._ringer.drop(index)
             self.core.unregister(index)
@@ -201,8 +248,11 @@ class Member:
         return Burial(*map(tuple, ids))
 
     def sweep_files(self) -> None:
-        """Drop the files of payloads that no message needs any more."""
-        self.files.sweep(self._needs_file)
+        """Drop the files of payloads that no message needs any more; if it fails, the next time."""
+        try:
+            self.files.sweep(self._needs_file)
+        except OSError as error:  # out of descriptors
+            logger.warning("queue %s: files are dropped later: %s", self.name, error)
 
     def _needs_file(self, name: str) -> bool:
         parsed = parsed_file(name)
@@ -227,7 +277,7 @@ class Member:
 
     # ---- life ----
 
-    def _join(self, role: Role, guardian: int, tag: int) -> int:
+    def _join(self, entry: Entry) -> int:
         """Take a participant index: a free one, else one whose owner has died."""
         for repair in (False, True):
             for index in range(1, self.geometry.participants):
@@ -246,7 +296,7 @@ class Member:
                     self._repair_before_join(index)
                 try:
                     self._bell = Doorbell(self.directory, index)
-                    self.core.register(index, role, os.getpid(), guardian, tag)
+                    self.core.register(index, entry.role, os.getpid(), entry.guardian, entry.tag)
                 except OSError as error:
                     self._locks.give(participant_byte(index))
                     raise SegmentError(

@@ -76,6 +76,8 @@ class OutcomeKind(enum.IntEnum):
     """Its time was over before it was started."""
     DISCARDED = 5
     """Somebody removed it before it was started."""
+    TIMED_OUT = 6
+    """It took longer than it may, and its worker was killed for it."""
 
 
 class MessageState(enum.IntEnum):
@@ -100,6 +102,7 @@ class DeadReason(enum.IntEnum):
 
 
 _UNKNOWN, _SIGNAL, _EXIT = 0, 1, 2
+_OOM, _HUNG = 0x10, 0x20  # beside one of those
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,41 +114,55 @@ class DeathCause:
         worker: its worker slot under the supervisor, None outside one.
         signal: number of the signal that killed it.
         exit_code: its exit status when it was not killed.
+        oom: the kernel killed it for want of memory.
+        hung: its supervisor killed it because its event loop was blocked.
     """
 
     pid: int = 0
     worker: int | None = None
     signal: int | None = None
     exit_code: int | None = None
+    oom: bool = False
+    hung: bool = False
 
     def __str__(self) -> str:
+        if self.hung:
+            return "killed: its event loop was blocked"
         if self.signal is not None:
             try:
-                return f"killed by {signals.Signals(self.signal).name}"
+                name = signals.Signals(self.signal).name
             except ValueError:
-                return f"killed by signal {self.signal}"
+                name = f"signal {self.signal}"
+            return f"killed by {name}" + ": out of memory" * self.oom
         if self.exit_code is not None:
             return f"exited with status {self.exit_code}"
         return "died"
 
     def packed(self) -> int:
-        """The death record of the protocol: cause:8 | value:8 | worker slot + 1:16 | pid:32."""
+        """The death record of the protocol: cause:8 | value:8 | worker slot + 1:16 | pid:32.
+
+        The cause's low 4 bits say how it ended, the others what only its supervisor knows.
+        """
         kind, value = _UNKNOWN, 0
         if self.signal is not None:
             kind, value = _SIGNAL, self.signal
         elif self.exit_code is not None:
             kind, value = _EXIT, self.exit_code
+        kind |= _OOM * self.oom | _HUNG * self.hung
         tag = 0 if self.worker is None else self.worker + 1
         return kind << 56 | (value & 0xFF) << 48 | (tag & 0xFFFF) << 32 | self.pid & 0xFFFFFFFF
 
     @classmethod
     def unpacked(cls, record: int) -> DeathCause:
-        kind, value, tag = record >> 56, record >> 48 & 0xFF, record >> 32 & 0xFFFF
+        cause, value, tag = record >> 56 & 0xFF, record >> 48 & 0xFF, record >> 32 & 0xFFFF
+        kind = cause & 0x0F
         return cls(
             pid=record & 0xFFFFFFFF,
             worker=tag - 1 if tag else None,
             signal=value if kind == _SIGNAL else None,
             exit_code=value if kind == _EXIT else None,
+            oom=bool(cause & _OOM),
+            hung=bool(cause & _HUNG),
         )
 
 
@@ -157,7 +174,7 @@ class Outcome(NamedTuple):
         buffers: the result's out-of-band buffers; large ones are views of shared memory.
         attempts: how often it was started.
         detail: why it is a dead letter, in words.
-        cause: the death that ended it (WORKER_LOST, or DEAD for MAX_DELIVERIES).
+        cause: the death that ended it (WORKER_LOST, TIMED_OUT, or DEAD for MAX_DELIVERIES).
     """
 
     task_id: str
@@ -211,6 +228,7 @@ class Burial:
     redelivered: tuple[str, ...] = ()
     dead: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+    timed_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,8 +50,8 @@ def outcome_of(
     if kind == _RESULT:  # the usual end, on the way of every round trip
         return Outcome(task_id, _RESULT, data, attempts, None, "", None, buffers)
     match OutcomeKind(kind):
-        case OutcomeKind.WORKER_LOST as lost:
-            return Outcome(task_id, lost, b"", attempts, cause=DeathCause.unpacked(death))
+        case (OutcomeKind.WORKER_LOST | OutcomeKind.TIMED_OUT) as killed:
+            return Outcome(task_id, killed, b"", attempts, cause=DeathCause.unpacked(death))
         case OutcomeKind.DEAD as dead if not data:
             cause = DeathCause.unpacked(death)
             reason, detail = DeadReason.MAX_DELIVERIES, f"its worker {cause}"

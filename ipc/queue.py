@@ -22,6 +22,7 @@ from taskiq_supervise.ipc.inspection import LONGEST
 from taskiq_supervise.ipc.joining import join
 from taskiq_supervise.ipc.lease import FORGET, NO_RESULT, Lease
 from taskiq_supervise.ipc.locks import REQUEUE_BYTE
+from taskiq_supervise.ipc.member import Entry
 from taskiq_supervise.ipc.model import (
     DEFAULT_PRIORITY,
     DeadReason,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer, Self
 
-    from taskiq_supervise.ipc._core import Core
     from taskiq_supervise.ipc.locks import LockFile
 
 
@@ -56,17 +56,8 @@ _STARTED = int(MessageState.RUNNING) << 60
 class TaskQueue(Storage):
     """An open queue. Made by open(); to be closed. Not shared between threads."""
 
-    def __init__(
-        self,
-        name: str,
-        directory: Path,
-        core: Core,
-        locks: LockFile,
-        role: Role,
-        guardian: int,
-        tag: int,
-    ) -> None:
-        super().__init__(name, directory, core, locks, role, guardian, tag)
+    def __init__(self, entry: Entry) -> None:
+        super().__init__(entry)
         self._leases: set[Lease] = set()
         self.on_empty: Callable[[], None] | None = None
         """Called when the last lease ends: before that can be seen, so that who learns of it and
@@ -110,24 +101,18 @@ class TaskQueue(Storage):
         else:
             asked = None if mode is None else Access.of(mode, group)
             find = partial(existing_queue, name, directory, asked)
-        return join(find, partial(cls._enter, name, size, role, guardian, tag))
+
+        def entry(folder: Path, locks: LockFile) -> Entry:
+            return Entry(name, folder, open_core(folder, size), locks, role, guardian, tag)
+
+        return join(find, lambda folder, locks: cls._enter(entry(folder, locks)))
 
     @classmethod
-    def _enter(
-        cls,
-        name: str,
-        geometry: Geometry | None,
-        role: Role,
-        guardian: int,
-        tag: int,
-        folder: Path,
-        locks: LockFile,
-    ) -> Self:
-        core = open_core(folder, geometry)
+    def _enter(cls, entry: Entry) -> Self:
         try:
-            return cls(name, folder, core, locks, role, guardian, tag)
+            return cls(entry)
         except BaseException:
-            core.close()
+            entry.core.close()
             raise
 
     # ---- putting ----

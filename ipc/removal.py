@@ -15,7 +15,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -78,7 +77,7 @@ def destroy_queue(folder: Path) -> None:
             raise _in_use(folder, lock)
         if not is_at(lock, folder / "lock"):  # somebody else has removed it just now
             raise _missing(folder)
-        removed = folder.with_name(f"{_REMOVED_PREFIX}{folder.name}-{secrets.token_hex(4)}")
+        removed = folder.with_name(f"{_REMOVED_PREFIX}{folder.name}-{os.urandom(4).hex()}")
         try:
             folder.rename(removed)
         except OSError as error:

@@ -13,7 +13,6 @@ import fcntl
 import logging
 import os
 import re
-import secrets
 import shutil
 import uuid
 from contextlib import suppress
@@ -107,9 +106,7 @@ def existing_queue(
 
 
 def boot_id() -> bytes:
-    return uuid.UUID(
-        Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    ).bytes
+    return uuid.UUID(Path("/proc/sys/kernel/random/boot_id").read_bytes().decode().strip()).bytes
 
 
 def _new_file(path: Path, geometry: Geometry) -> tuple[Path, int]:
@@ -118,7 +115,7 @@ def _new_file(path: Path, geometry: Geometry) -> tuple[Path, int]:
         size = segment_size(geometry.as_tuple())
     except ValueError as error:
         raise QueueError(f"{geometry}: out of range") from error
-    temporary = path.with_name(f"segment.new-{os.getpid()}-{secrets.token_hex(4)}")
+    temporary = path.with_name(f"segment.new-{os.getpid()}-{os.urandom(4).hex()}")
     _clear_leftovers(path.parent)
     fd = new_file(temporary, path.parent)
     try:
@@ -141,7 +138,8 @@ def _new_file(path: Path, geometry: Geometry) -> tuple[Path, int]:
 def _clear_leftovers(folder: Path) -> None:
     """What those left who were killed over it. Who loses its file just then begins again."""
     for path in folder.glob("segment.new-*"):
-        with suppress(FileNotFoundError):
+        # Another user's, who has just made it and is about to open it to the group, is none.
+        with suppress(FileNotFoundError, PermissionError):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

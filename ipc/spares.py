@@ -17,7 +17,6 @@ import fcntl
 import mmap
 import os
 import re
-import secrets
 import stat
 import time
 from pathlib import Path
@@ -94,7 +93,7 @@ class Spares:
         make_folder(self._directory, self._mode)
 
     def new_path(self, size: int) -> Path:
-        return self._directory / f"spare-{size}-{secrets.token_hex(8)}"
+        return self._directory / f"spare-{size}-{os.urandom(8).hex()}"
 
     def take(self, needed: int) -> tuple[WriteMapping, Path] | None:
         """One of at least the needed bytes and at most twice as many; give_back() takes it."""

@@ -22,12 +22,10 @@ from taskiq_supervise.ipc.word import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from typing_extensions import Buffer
 
-    from taskiq_supervise.ipc._core import Core
-    from taskiq_supervise.ipc.locks import LockFile
+    from taskiq_supervise.ipc.member import Entry
 
 _WORTH_A_FILE = 16_384
 _ENVELOPE = 256
@@ -44,21 +42,12 @@ def _is_worth_a_file(size: int, buffers: Sequence[Buffer]) -> bool:
 class Storage(Inspection):
     """A member that writes payloads and results."""
 
-    def __init__(
-        self,
-        name: str,
-        directory: Path,
-        core: Core,
-        locks: LockFile,
-        role: Role,
-        guardian: int,
-        tag: int,
-    ) -> None:
-        super().__init__(name, directory, core, locks, role, guardian, tag)
+    def __init__(self, entry: Entry) -> None:
+        super().__init__(entry)
         self._block = max(size for size, _ in self.geometry.blocks)
-        self.is_privileged = role is Role.WORKER
+        self.is_privileged = entry.role is Role.WORKER
         """Its puts may take the slots that are kept for redelivery."""
-        self._checked = core.is_checked()
+        self._checked = self.core.is_checked()
         self._most_in_files = self.files.capacity() // 4
         """Bytes. Results make room for results from here on, requests until the disk is full."""
 

@@ -112,6 +112,16 @@ static PyObject *take_step(Core *self, fast_args args, Py_ssize_t n, int (*step)
 static PyObject *core_start(Core *self, fast_args args, Py_ssize_t n) { return take_step(self, args, n, tsq_start); }
 static PyObject *core_ack(Core *self, fast_args args, Py_ssize_t n) { return take_step(self, args, n, tsq_ack); }
 
+/* owner, id */
+static PyObject *core_time_out(Core *self, fast_args args, Py_ssize_t n) {
+    uint32_t owner;
+    char *id;
+    Py_ssize_t len;
+    if (!want(n, 2) || !as_index(self, args[0], &owner) || PyBytes_AsStringAndSize(args[1], &id, &len)) return NULL;
+    if (len > (Py_ssize_t)TSQ_MAX_ID) Py_RETURN_FALSE;
+    return PyBool_FromLong(tsq_time_out(&self->q, owner, id, (uint32_t)len) == TSQ_OK);
+}
+
 /* me, slot, word, result, format */
 static PyObject *core_complete(Core *self, fast_args args, Py_ssize_t n) {
     uint32_t me, format;
@@ -208,4 +218,4 @@ PyMethodDef lease_methods[] = {METHOD(claim, METH_FASTCALL),       METHOD(claim_
                                METHOD(ack, METH_FASTCALL),         METHOD(complete, METH_FASTCALL),
                                METHOD(finish, METH_FASTCALL),      METHOD(finish_many, METH_FASTCALL),
                                METHOD(dead_letter, METH_FASTCALL), METHOD(release, METH_FASTCALL),
-                               METHOD(peek, METH_FASTCALL),        END_OF_METHODS};
+                               METHOD(peek, METH_FASTCALL),        METHOD(time_out, METH_FASTCALL), END_OF_METHODS};

@@ -15,8 +15,8 @@ static PyObject *core_recover(Core *self, PyObject *args) {
         free(list);
         return fail(rc);
     }
-    PyObject *ids[] = {PyList_New(0), PyList_New(0), PyList_New(0)}; /* in the order of tsq_repair_kind */
-    int ok = ids[0] && ids[1] && ids[2];
+    PyObject *ids[] = {PyList_New(0), PyList_New(0), PyList_New(0), PyList_New(0)}; /* in the order of tsq_repair_kind */
+    int ok = ids[0] && ids[1] && ids[2] && ids[3];
     for (uint32_t i = 0; ok && i < n; i++) {
         char id[TSQ_MAX_ID];
         uint32_t id_len = 0;
@@ -27,8 +27,8 @@ static PyObject *core_recover(Core *self, PyObject *args) {
     }
     free(list);
     PyObject *who = ok ? wake_list(self, wake) : NULL;
-    if (who) return Py_BuildValue("NNNN", ids[0], ids[1], ids[2], who);
-    for (int k = 0; k < 3; k++) Py_XDECREF(ids[k]);
+    if (who) return Py_BuildValue("NNNNN", ids[0], ids[1], ids[2], ids[3], who);
+    for (int k = 0; k < 4; k++) Py_XDECREF(ids[k]);
     return NULL;
 }
 

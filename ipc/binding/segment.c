@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
+#include "away.h"
 #include "guard.h"
 
 #ifndef MADV_POPULATE_WRITE
@@ -90,6 +91,22 @@ static PyObject *mod_guard_parent(PyObject *Py_UNUSED(mod), PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *mod_fork_away(PyObject *Py_UNUSED(mod), PyObject *Py_UNUSED(ignored)) {
+    pid_t between = 0;
+    if (PySys_Audit("os.fork", NULL) < 0) return NULL;
+    PyOS_BeforeFork();
+    pid_t pid = fork_away(&between);
+    if (pid == 0)
+        PyOS_AfterFork_Child();
+    else
+        PyOS_AfterFork_Parent();
+    if (pid < 0) {
+        errno = -pid;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return Py_BuildValue("ii", (int)pid, (int)between);
+}
+
 PyObject *core_new(PyTypeObject *type, PyObject *args, PyObject *kwds) {
     static char *names[] = {"fd", NULL};
     int fd;
@@ -166,11 +183,19 @@ static PyObject *core_boot_id(Core *self, PyObject *Py_UNUSED(ignored)) {
     return PyBytes_FromStringAndSize((const char *)id, sizeof id);
 }
 
+/* The pages stay what they are; only our page table forgets them, and so do the books on who uses memory. */
+static PyObject *core_unpage(Core *self, PyObject *Py_UNUSED(ignored)) {
+    if (!is_open(self)) return NULL;
+    (void)madvise(self->q.base, self->size, MADV_DONTNEED);
+    Py_RETURN_NONE;
+}
+
 PyMethodDef segment_functions[] = {{"segment_size", mod_segment_size, METH_O, NULL},
                                    {"initialize", mod_initialize, METH_VARARGS, NULL},
                                    {"is_volatile", mod_is_volatile, METH_O, NULL},
+                                   {"fork_away", mod_fork_away, METH_NOARGS, NULL},
                                    {"guard_parent", mod_guard_parent, METH_VARARGS, NULL},
                                    END_OF_METHODS};
 
 PyMethodDef segment_methods[] = {METHOD(close, METH_NOARGS), METHOD(forget, METH_NOARGS), METHOD(geometry, METH_NOARGS),
-                                 METHOD(boot_id, METH_NOARGS), END_OF_METHODS};
+                                 METHOD(boot_id, METH_NOARGS), METHOD(unpage, METH_NOARGS), END_OF_METHODS};

@@ -10,7 +10,7 @@
 #include "tsq.h"
 
 #define TSQ_MAGIC UINT64_C(0x31474553515354) /* "TSQSEG1" */
-#define TSQ_VERSION 2u
+#define TSQ_VERSION 3u
 #define TSQ_ARCH (UINT32_C(0x01020304) ^ ((uint32_t)sizeof(void *) << 28))
 
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "64-bit atomics must be lock-free to be shared");
@@ -72,8 +72,9 @@ typedef struct {
     /* The line of what is read seldom. */
     tsq_au64 death; /* TSQ_DEATH of the last worker that died running it; recoverers only */
     tsq_au64 created_ns, done_ns, due_ns, size;
+    tsq_au64 overdue;  /* see overdue.c: the word of the start that takes too long */
     tsq_au32 checksum; /* see salvage.c; 0 where none is kept */
-    char pad[128 - 10 * 8 - 7 * 4];
+    char pad[128 - 11 * 8 - 7 * 4];
     _Alignas(128) tsq_au64 data[]; /* id, padded to 8 bytes, then the payload */
 } slot;
 
@@ -121,6 +122,7 @@ static inline int in_use(unsigned state) { return state >= TSQ_READY && state <=
 #define WHERE_DEATH 0xfffffdu
 #define WHERE_EXPIRED 0xfffffcu
 #define WHERE_DISCARDED 0xfffffbu
+#define WHERE_TIMED_OUT 0xfffffau
 #define WHERE_CODES 0xfffff0u
 static inline uint64_t ref_make(unsigned attempt, uint64_t gen, uint32_t where) {
     return ((uint64_t)(attempt & 0xffu) << 56) | ((gen & 0xffffffffu) << 24) | (where & 0xffffffu);
@@ -166,6 +168,10 @@ void result_drop(tsq *q, uint32_t me, uint32_t slot_index, uint64_t ref);
 /* due.c */
 int announce_due(tsq *q, uint64_t at_ns);
 int waits_until_due(const tsq *q, uint32_t slot_index, uint64_t now_ns);
+
+/* overdue.c */
+int is_overdue(const tsq *q, uint32_t slot_index, uint64_t w);
+void forget_overdue(tsq *q, uint32_t slot_index, uint64_t w);
 
 /* salvage.c */
 uint32_t message_checksum(const tsq_message *m);

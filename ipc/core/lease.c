@@ -104,6 +104,7 @@ int tsq_start(tsq *q, tsq_lease *lease) {
     if (tsq_state_of(lease->word) != TSQ_LEASED) return TSQ_BAD_ARGUMENT;
     unsigned attempt = tsq_attempt_of(lease->word);
     uint64_t to = with_state(lease->word, TSQ_RUNNING, attempt < 255 ? attempt + 1 : 255);
+    if (lease->slot < q->geo.slots) forget_overdue(q, lease->slot, to);
     int rc = move(q, lease, to);
     if (!rc) lease->word = to;
     return rc;

@@ -105,6 +105,7 @@ static uint32_t kind_of(uint64_t w, uint64_t ref) {
     case WHERE_LOST: return TSQ_OUTCOME_LOST;
     case WHERE_EXPIRED: return TSQ_OUTCOME_EXPIRED;
     case WHERE_DISCARDED: return TSQ_OUTCOME_DISCARDED;
+    case WHERE_TIMED_OUT: return TSQ_OUTCOME_TIMED_OUT;
     default: return TSQ_OUTCOME_RESULT;
     }
 }

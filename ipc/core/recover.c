@@ -52,7 +52,11 @@ static void conclude(repair *r, uint32_t i, uint64_t w, unsigned state, uint32_t
     if (ref_gen(old) == (uint32_t)tsq_gen_of(w)) result_drop(r->q, r->me, i, old);
     notify_watchers(r->q, i, r->wake);
     hint_slot(r->q, state == TSQ_DEAD ? RING_DEAD : RING_DONE, i, tsq_gen_of(w), state);
-    note(r, i, state == TSQ_DEAD ? TSQ_DEAD_LETTERED : TSQ_RESULT_LOST, to);
+    note(r, i,
+         state == TSQ_DEAD          ? TSQ_DEAD_LETTERED
+         : where == WHERE_TIMED_OUT ? TSQ_TIMED_OUT
+                                    : TSQ_RESULT_LOST,
+         to);
 }
 
 static void repair_running(repair *r, uint32_t i, uint64_t w) {
@@ -60,7 +64,8 @@ static void repair_running(repair *r, uint32_t i, uint64_t w) {
     unsigned attempt = tsq_attempt_of(w);
     uint32_t limit = atomic_load_explicit(&s->max_deliveries, memory_order_relaxed);
     if (!limit) limit = atomic_load_explicit(tsq_max_deliveries(r->q), memory_order_relaxed);
-    if (r->explained) {
+    if (is_overdue(r->q, i, w)) conclude(r, i, w, TSQ_DONE, WHERE_TIMED_OUT);
+    else if (r->explained) {
         /* The start does not count, so a reference of it must not stand in the way of later ends. */
         unsigned before = attempt ? attempt - 1 : 0;
         atomic_store_explicit(&s->ref, ref_make(before, tsq_gen_of(w), WHERE_NONE), memory_order_release);
@@ -89,7 +94,7 @@ static void repair_slot(repair *r, uint32_t i, uint64_t w) {
     case TSQ_DELAYED: break; /* in no ring: what is due is looked for after every repair */
     case TSQ_LEASED: redeliver(r, i, w, tsq_attempt_of(w)); break;
     case TSQ_RUNNING: repair_running(r, i, w); break;
-    case TSQ_ACKED: conclude(r, i, w, TSQ_DONE, WHERE_LOST); break;
+    case TSQ_ACKED: conclude(r, i, w, TSQ_DONE, is_overdue(r->q, i, w) ? WHERE_TIMED_OUT : WHERE_LOST); break;
     case TSQ_DONE:
     case TSQ_DEAD:
         notify_watchers(r->q, i, r->wake);

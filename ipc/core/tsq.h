@@ -60,10 +60,11 @@ enum tsq_outcome_kind {
     TSQ_OUTCOME_DEAD = 3, /* dead letter */
     TSQ_OUTCOME_EXPIRED = 4,   /* its time was over before it was started */
     TSQ_OUTCOME_DISCARDED = 5, /* somebody removed it before it was started */
-    TSQ_FORGET = 6             /* for tsq_finish: leave no outcome */
+    TSQ_OUTCOME_TIMED_OUT = 6, /* its worker was killed because it took too long */
+    TSQ_FORGET = 7             /* for tsq_finish: leave no outcome */
 };
 
-/* Why a participant died, as far as its parent could see. */
+/* Why a participant died, as far as its parent could see; the high bits say more (see DeathCause). */
 enum tsq_cause { TSQ_CAUSE_UNKNOWN = 0, TSQ_CAUSE_SIGNAL = 1, TSQ_CAUSE_EXIT = 2 };
 
 typedef struct {
@@ -136,7 +137,7 @@ typedef struct {
     uint64_t word; /* after the repair */
 } tsq_repair;
 
-enum tsq_repair_kind { TSQ_REDELIVERED = 1, TSQ_DEAD_LETTERED = 2, TSQ_RESULT_LOST = 3 };
+enum tsq_repair_kind { TSQ_REDELIVERED = 1, TSQ_DEAD_LETTERED = 2, TSQ_RESULT_LOST = 3, TSQ_TIMED_OUT = 4 };
 
 typedef struct {
     uint32_t free, writing, ready, delayed, leased, running, acked, done, dead;
@@ -193,6 +194,9 @@ uint32_t tsq_format_of(tsq *q, const tsq_lease *lease);
 uint64_t tsq_expiry_of(tsq *q, const tsq_lease *lease);
 int tsq_start(tsq *q, tsq_lease *lease); /* updates lease->word */
 int tsq_ack(tsq *q, tsq_lease *lease);   /* updates lease->word */
+/* Before `owner` is killed: what it runs under this id ends as timed out with it, unless it ends first.
+ * TSQ_FENCED: it runs no such message. */
+int tsq_time_out(tsq *q, uint32_t owner, const void *id, uint32_t id_len);
 /* The ends of a lease. wake: bitmap of participants whose watched message has ended, and of one who
  * waits for room. */
 int tsq_complete(tsq *q, uint32_t me, const tsq_lease *lease, const void *result, uint64_t len,

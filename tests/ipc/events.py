@@ -1,4 +1,4 @@
-"""Waiting in tests: for events, with an end, and counting what it costs."""
+"""Who takes part in tests; waiting there for events, with an end, and counting what it costs."""
 
 import asyncio
 import time
@@ -6,9 +6,25 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from tests.ipc.conftest import PATIENCE, wait_until
+from tests.ipc.conftest import PATIENCE, Peer, wait_until
 
-from taskiq_supervise.ipc import AsyncTaskQueue, Lease, TaskQueue
+from taskiq_supervise.ipc import AsyncTaskQueue, Lease, Role, TaskQueue
+
+NewPeer = Callable[[], Peer]
+Open = Callable[..., TaskQueue]
+Start = Callable[..., Awaitable[AsyncTaskQueue]]
+"""The fixtures new_peer, open_queue and start_queue."""
+
+WORKER = {"role": Role.WORKER}
+HOUR = 3600.0
+
+
+def joined(new_peer: NewPeer, count: int, arguments: str = "") -> list[Peer]:
+    """Processes that opened the queue one after the other, each on an event loop of its own."""
+    peers = [new_peer() for _ in range(count)]
+    for peer in peers:
+        peer.join_async(arguments)
+    return peers
 
 
 async def soon(awaitable: Awaitable[Any]) -> Any:

@@ -15,13 +15,12 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from tests.ipc.events import WallClock
+from tests.ipc.events import HOUR, WallClock
 from tests.ipc.peer import SMALL
 from tests.ipc.queue_model import MAX_STARTS, Model
 
 from taskiq_supervise.ipc import DeathCause, Lease, TaskQueue, Ticket, lease
 
-HOUR = 3600.0
 STEPS = st.sampled_from(["claim", "start", "ack"])
 
 
@@ -108,8 +107,11 @@ class LifeMachine(RuleBasedStateMachine):
             queue.core.run_due(queue.participant, self.clock.time_ns())
             self.model.look_at_the_time()
 
-    @rule(steps=st.lists(STEPS, max_size=8), killed=st.booleans())
-    def another_process_joins_works_and_dies(self, steps: "list[str]", killed: bool) -> None:
+    @rule(steps=st.lists(STEPS, max_size=8), killed=st.booleans(), overdue=st.integers(0, 2))
+    def another_process_joins_works_and_dies(
+        self, steps: "list[str]", killed: bool, overdue: int
+    ) -> None:
+        """overdue: how many of its messages take too long, if it started them."""
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -128,20 +130,23 @@ class LifeMachine(RuleBasedStateMachine):
         for task_id, did in held.items():
             self.model.messages[task_id].attempts += "start" in did
         cause = DeathCause(pid=pid, signal=signal.SIGKILL)
-        burial = self.participants[0].queue.recover(index, cause)
+        judge = self.participants[0].queue
+        late = {one for one in list(held)[:overdue] if judge.core.time_out(index, one.encode())}
+        assert late == {one for one in list(held)[:overdue] if "start" in held[one]}
+        burial = judge.recover(index, cause)
         assert burial is not None
         for task_id in burial.redelivered:
             assert "ack" not in held[task_id]
             self.model.give_back(task_id)
-        # The two lists keep the order in which the slots were repaired, which is when they ended.
-        for state, ended in (("lost", burial.lost), ("dead", burial.dead)):
-            for task_id in ended:
-                if state == "dead":
-                    assert self.model.messages[task_id].attempts >= MAX_STARTS
-                else:
-                    assert "ack" in held[task_id]
-                self.model.end(task_id, state)
-        assert sorted(burial.redelivered + burial.dead + burial.lost) == sorted(held)
+        assert set(burial.timed_out) == late
+        assert all("ack" in held[task_id] for task_id in burial.lost)
+        assert all(self.model.messages[one].attempts >= MAX_STARTS for one in burial.dead)
+        states = dict.fromkeys(burial.lost, "lost") | dict.fromkeys(burial.dead, "dead")
+        states |= dict.fromkeys(late, "timed out")
+        # In the order in which the slots were repaired, which is when they ended.
+        for task_id in sorted(states, key=lambda one: self.model.messages[one].slot):
+            self.model.end(task_id, states[task_id])
+        assert sorted([*burial.redelivered, *states]) == sorted(held)
 
     def give_back(self, one: Participant, held: Held) -> None:
         one.held.remove(held)

@@ -23,6 +23,7 @@ KINDS = {
     "dead": OutcomeKind.DEAD,
     "expired": OutcomeKind.EXPIRED,
     "discarded": OutcomeKind.DISCARDED,
+    "timed out": OutcomeKind.TIMED_OUT,
 }
 
 

@@ -3,24 +3,14 @@
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 
 import pytest
 from tests.ipc.conftest import is_readable, rung, settled
-from tests.ipc.events import Clockwork, pending, soon
+from tests.ipc.events import WORKER, Clockwork, NewPeer, Open, Start, joined, pending, soon
 from tests.ipc.peer import ROOM, SMALL
 
-from taskiq_supervise.ipc import AsyncTaskQueue, OutcomeKind, QueueFull, Role, UnknownTask
+from taskiq_supervise.ipc import OutcomeKind, QueueFull, UnknownTask
 from taskiq_supervise.ipc.waits import SWEEP
-
-if TYPE_CHECKING:
-    from tests.ipc.conftest import Peer
-
-    from taskiq_supervise.ipc import TaskQueue
-
-Start = Callable[..., Awaitable[AsyncTaskQueue]]
-WORKER = {"role": Role.WORKER}
 
 
 async def test_a_message_wakes_the_one_that_waits_for_it(start_queue: Start) -> None:
@@ -180,13 +170,12 @@ async def test_a_put_into_a_full_queue_waits_for_room(start_queue: Start) -> Non
 
 
 async def test_messages_go_to_those_who_do_nothing_first(
-    start_queue: Start, open_queue: "Callable[..., TaskQueue]", new_peer: "Callable[[], Peer]"
+    start_queue: Start, open_queue: Open, new_peer: NewPeer
 ) -> None:
     """Four workers of four free places each, four messages: one each."""
     client, witness = await start_queue(), open_queue()
-    workers = [new_peer() for _ in range(4)]
+    workers = joined(new_peer, 4, "role=Role.WORKER")
     for worker in workers:
-        worker.join_async("role=Role.WORKER")
         worker.ask(
             "taken = []\n"
             "async def work():\n"
@@ -209,7 +198,7 @@ async def test_messages_go_to_those_who_do_nothing_first(
 
 
 async def test_what_a_stopped_worker_was_rung_for_goes_to_another(
-    start_queue: Start, new_peer: "Callable[[], Peer]"
+    start_queue: Start, new_peer: NewPeer
 ) -> None:
     client = await start_queue()
     stopped, well = new_peer(), new_peer()
@@ -227,7 +216,7 @@ async def test_what_a_stopped_worker_was_rung_for_goes_to_another(
 
 
 async def test_a_producer_that_stands_still_keeps_nobody_from_work(
-    start_queue: Start, new_peer: "Callable[[], Peer]"
+    start_queue: Start, new_peer: NewPeer
 ) -> None:
     """It has taken the only sleeper's announcement and stops before it rings."""
     client, worker = await start_queue(), await start_queue(**WORKER)
@@ -246,7 +235,7 @@ async def test_a_producer_that_stands_still_keeps_nobody_from_work(
 
 
 async def test_one_who_waits_hears_of_ends_whoever_stands_still(
-    start_queue: Start, new_peer: "Callable[[], Peer]"
+    start_queue: Start, new_peer: NewPeer
 ) -> None:
     """A worker stops between ending a message and ringing: its news come late, others' do not."""
     client, worker = await start_queue(), await start_queue(**WORKER)
@@ -329,7 +318,7 @@ async def test_while_a_retry_is_awaited_it_is_not_forgotten_that_there_was_a_tas
 
 
 async def test_what_was_given_back_is_not_left_to_one_that_stands_still(
-    start_queue: Start, new_peer: "Callable[[], Peer]"
+    start_queue: Start, new_peer: NewPeer
 ) -> None:
     """An empty worker is preferred for it; should that one be stopped, others take it."""
     client, busy, stopped = await start_queue(), await start_queue(**WORKER), new_peer()
@@ -354,13 +343,10 @@ async def test_what_was_given_back_is_not_left_to_one_that_stands_still(
     stopped.go_on()
 
 
-async def test_many_processes_many_messages(
-    start_queue: Start, new_peer: "Callable[[], Peer]"
-) -> None:
+async def test_many_processes_many_messages(start_queue: Start, new_peer: NewPeer) -> None:
     client = await start_queue()
-    workers = [new_peer() for _ in range(3)]
+    workers = joined(new_peer, 3, "role=Role.WORKER")
     for worker in workers:
-        worker.join_async("role=Role.WORKER")
         worker.ask(
             "async def work():\n"
             "    while True:\n"

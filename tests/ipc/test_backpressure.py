@@ -2,24 +2,28 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.ipc.conftest import run_one, settled
-from tests.ipc.events import Clockwork, eventually, pending, soon
+from tests.ipc.events import (
+    HOUR,
+    WORKER,
+    Clockwork,
+    NewPeer,
+    Open,
+    Start,
+    eventually,
+    pending,
+    soon,
+)
 from tests.ipc.peer import ROOM, SMALL
 
-from taskiq_supervise.ipc import AsyncTaskQueue, Geometry, QueueFull, Role, TaskQueue, line
+from taskiq_supervise.ipc import AsyncTaskQueue, Geometry, QueueFull, TaskQueue, line
 
 if TYPE_CHECKING:
     from tests.ipc.conftest import Peer
 
-NewPeer = Callable[[], "Peer"]
-Start = Callable[..., Awaitable[AsyncTaskQueue]]
-Open = Callable[..., TaskQueue]
-WORKER = {"role": Role.WORKER}
-HOUR = 3600.0
 MARK = 2
 """Pieces of room from which on somebody is called, beside the one that is kept for workers."""
 PATIENT = "import taskiq_supervise.ipc.line as line; line.LOOK_AGAIN = 3600.0"

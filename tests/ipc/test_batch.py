@@ -3,32 +3,21 @@
 import asyncio
 import struct
 import time
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 
 import pytest
-from tests.ipc.events import pending, soon
+from tests.ipc.events import WORKER, NewPeer, Open, Start, pending, soon
 from tests.ipc.peer import ROOM, SMALL
 
 from taskiq_supervise.ipc import (
-    AsyncTaskQueue,
     Lease,
     LeaseLost,
     OutcomeKind,
     PayloadTooLarge,
     QueueError,
-    Role,
     TaskQueue,
     UnknownTask,
 )
 
-if TYPE_CHECKING:
-    from tests.ipc.conftest import Peer
-
-NewPeer = Callable[[], "Peer"]
-Start = Callable[..., Awaitable[AsyncTaskQueue]]
-Open = Callable[..., TaskQueue]
-WORKER = {"role": Role.WORKER}
 BLOCK = SMALL.blocks[-1][0]
 
 

@@ -1,16 +1,14 @@
 """The worker board: what a reader sees of a writer, whatever the writer does."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from tests.ipc.events import NewPeer
 
 from taskiq_supervise.ipc import Board, RunningTask, board
-
-if TYPE_CHECKING:
-    from tests.ipc.conftest import Peer
 
 
 @pytest.fixture
@@ -104,7 +102,7 @@ def test_a_new_worker_begins_with_nothing(written: Board, read: Board) -> None:
     assert view.running == ()
 
 
-@pytest.mark.parametrize("byte", [0, 5, 15, 24, 29])  # checksum, attempt, time, id, name
+@pytest.mark.parametrize("byte", [0, 5, 15, 23, 32, 37])  # checksum, attempt, times, id, name
 def test_what_a_killed_writer_left_half_written_is_left_out(
     path: Path, written: Board, read: Board, byte: int
 ) -> None:
@@ -129,7 +127,7 @@ def test_what_a_killed_writer_left_half_written_is_left_out(
 
 
 def test_readers_see_no_mixture_while_a_process_writes_and_is_killed(
-    path: Path, written: Board, read: Board, new_peer: "Callable[[], Peer]"
+    path: Path, written: Board, read: Board, new_peer: NewPeer
 ) -> None:
     """Id, name and attempt belong together in every entry that is shown."""
     peer = new_peer()
@@ -175,9 +173,79 @@ def test_a_file_that_is_no_board_is_refused(tmp_path: Path, path: Path, written:
         other.write_bytes(whole[:offset] + bytes([whole[offset] ^ 0x5A]) + whole[offset + 1 :])
         with pytest.raises(board.BoardError, match="not a board of this version"):
             Board.open(other)
-    os.truncate(path, len(whole) + 1)
+    os.truncate(path, len(whole) - 1)
     with pytest.raises(board.BoardError, match="not a board of this version"):
         Board.open(path)
+
+
+def test_a_task_may_have_a_deadline(written: Board, read: Board) -> None:
+    writer = written.writer(0)
+    writer.reset(1, 1)
+    writer.begin("limited", "task", 1, 1234.5)
+    writer.begin("unlimited", "task", 1)
+    assert [task.deadline for task in read.read(0).running] == [1234.5, None]
+
+
+def test_a_deadline_may_come_after_the_start(written: Board, read: Board) -> None:
+    writer = written.writer(0)
+    writer.reset(1, 1)
+    entries = [writer.begin(str(number), "module:task", number + 1) for number in range(5)]
+    before = read.read(0).running
+    writer.set_deadline(entries[2], 77.5)
+    writer.set_deadline(entries[4], 88.5)  # the table was full
+    expected = [*before[:2], replace(before[2], deadline=77.5), before[3]]
+    assert list(read.read(0).running) == expected
+
+
+def test_a_board_grows_under_those_who_use_it(path: Path, written: Board, read: Board) -> None:
+    """Writers made before go on, readers that mapped it before see them, newcomers see it all."""
+    early = written.writer(2)
+    early.reset(pid=30, generation=1)
+    written.grow(9)
+    assert (written.seats, read.seats) == (9, 3)
+    early.begin("early", "task", 1)
+    late = written.writer(8)
+    late.reset(pid=90, generation=1)
+    late.begin("late", "task", 1)
+    grown = Board.open(path)
+    for one in (written, grown):
+        assert (one.seats, one.tasks_per_seat) == (9, 4)
+        assert names(one, 2) == [("early", "task", 1)]
+        assert names(one, 8) == [("late", "task", 1)]
+        assert one.read(7).pid == 0
+    assert names(read, 2) == [("early", "task", 1)]
+    with pytest.raises(IndexError, match="the board has 3"):
+        read.read(8)
+    grown.close()
+    written.grow(5)
+    assert (written.seats, names(written, 8)) == (9, [("late", "task", 1)])
+
+
+def test_a_board_that_cannot_grow_stays_as_it_was(path: Path, written: Board) -> None:
+    written.writer(0).reset(pid=5, generation=1)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        written.grow(4)
+    assert (written.seats, written.read(0).pid) == (3, 5)
+
+
+def test_a_board_that_is_just_growing_can_be_opened(path: Path, written: Board) -> None:
+    written.writer(2).reset(pid=5, generation=1)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size * 2)
+    with_room = Board.open(path)
+    assert (with_room.seats, with_room.read(2).pid) == (3, 5)
+    with_room.close()
+
+
+def test_old_mappings_do_not_pile_up(written: Board) -> None:
+    def mappings() -> int:
+        return Path("/proc/self/maps").read_text(encoding="utf-8").count("/board")
+
+    before = mappings()
+    for seats in range(4, 20):
+        written.grow(seats)
+    assert mappings() == before
 
 
 def test_an_entry_is_a_value(written: Board) -> None:

@@ -2,11 +2,11 @@
 
 import array
 import pickle
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from tests.ipc.events import NewPeer, Open
 from tests.ipc.peer import SMALL
 
 from taskiq_supervise.ipc import (
@@ -21,11 +21,10 @@ from taskiq_supervise.ipc import (
 )
 
 if TYPE_CHECKING:
-    from tests.ipc.conftest import Peer
+    from collections.abc import Callable, Sequence
+
     from typing_extensions import Buffer
 
-NewPeer = Callable[[], "Peer"]
-Open = Callable[..., TaskQueue]
 BLOCK = SMALL.blocks[-1][0]
 # What a frame needs beside its parts is within these.
 SIZES = [0, 1, BLOCK - 72, BLOCK - 57, BLOCK - 56, BLOCK - 55, BLOCK - 1, BLOCK, BLOCK + 1, 5000]
@@ -223,10 +222,11 @@ def test_one_who_comes_too_late_does_not_take_the_file_away(
     assert len(late.files.names()) == 1
 
 
-def test_a_hundred_mebibytes_there_and_back(open_queue: Open, new_peer: NewPeer) -> None:
+@pytest.mark.parametrize("mebibytes", [20, pytest.param(100, marks=pytest.mark.stress)])
+def test_many_mebibytes_there_and_back(open_queue: Open, new_peer: NewPeer, mebibytes: int) -> None:
     client, worker = open_queue(geometry=Geometry(slots=64)), new_peer()
     worker.join("role=Role.WORKER")
-    data = np.random.default_rng(1).integers(0, 255, 100 << 20, dtype=np.uint8)
+    data = np.random.default_rng(1).integers(0, 255, mebibytes << 20, dtype=np.uint8)
     client.put("id", b"payload", buffers=[data.data])
     worker.ask("lease = queue.claim(); lease.start(); lease.complete(b'', list(lease.buffers))")
     outcome = client.outcome("id")

@@ -2,11 +2,11 @@
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.ipc.conftest import PATIENCE, is_readable, run_one, rung, settled, wait_until
+from tests.ipc.events import NewPeer, Open, Start, joined
 from tests.ipc.peer import SMALL
 
 from taskiq_supervise.ipc import (
@@ -22,9 +22,6 @@ from taskiq_supervise.ipc import (
 if TYPE_CHECKING:
     from tests.ipc.conftest import Peer
 
-NewPeer = Callable[[], "Peer"]
-Start = Callable[..., Awaitable[AsyncTaskQueue]]
-Open = Callable[..., TaskQueue]
 HOLD = "lease = queue.claim(); lease.start(); lease.task_id"
 
 
@@ -127,9 +124,7 @@ def holders(client: TaskQueue, *peers: "Peer") -> "Peer":
 
 
 def test_a_killed_custodian_is_replaced(open_queue: Open, new_peer: NewPeer) -> None:
-    client, worker, peers = open_queue(), new_peer(), [new_peer() for _ in range(3)]
-    for peer in peers:
-        peer.join_async()
+    client, worker, peers = open_queue(), new_peer(), joined(new_peer, 3)
     worker.join("role=Role.WORKER")
     for _ in range(2):
         custodian = holders(client, *peers)
@@ -143,9 +138,7 @@ def test_a_killed_custodian_is_replaced(open_queue: Open, new_peer: NewPeer) -> 
 
 
 def test_custodian_and_worker_killed_at_once(open_queue: Open, new_peer: NewPeer) -> None:
-    client, worker, peers = open_queue(), new_peer(), [new_peer() for _ in range(2)]
-    for peer in peers:
-        peer.join_async()
+    client, worker, peers = open_queue(), new_peer(), joined(new_peer, 2)
     worker.join("role=Role.WORKER")
     client.put("id", b"")
     worker.ask(HOLD)

@@ -2,16 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 
 import pytest
 from tests.ipc.conftest import run_one, settled
 from tests.ipc.events import (
+    HOUR,
+    WORKER,
     Clockwork,
+    NewPeer,
+    Open,
+    Start,
     WallClock,
     claimed_when_there,
     eventually,
+    joined,
     later,
     pending,
     soon,
@@ -22,19 +26,9 @@ from taskiq_supervise.ipc import (
     AsyncTaskQueue,
     MessageState,
     QueueError,
-    Role,
     TaskQueue,
     custodian,
 )
-
-if TYPE_CHECKING:
-    from tests.ipc.conftest import Peer
-
-NewPeer = Callable[[], "Peer"]
-Start = Callable[..., Awaitable[AsyncTaskQueue]]
-Open = Callable[..., TaskQueue]
-WORKER = {"role": Role.WORKER}
-HOUR = 3600.0
 
 
 def claim_due(worker: TaskQueue, due: float) -> str:
@@ -137,9 +131,7 @@ async def test_waiting_for_what_is_far_away_costs_one_timer(
 @pytest.mark.parametrize("after", [0.05, HOUR])
 def test_a_delay_outlives_everybody(open_queue: Open, new_peer: NewPeer, after: float) -> None:
     due = time.time() + after
-    peers = [new_peer() for _ in range(3)]
-    for peer in peers:
-        peer.join_async()
+    peers = joined(new_peer, 3)
     peers[2].ask(f"queue.put('id', b'payload' * 50, due={due!r}, priority=7).slot")
     for peer in peers:
         peer.kill()
@@ -155,9 +147,7 @@ def test_a_delay_outlives_everybody(open_queue: Open, new_peer: NewPeer, after: 
 
 
 def test_the_custodians_death_delays_nothing_for_long(open_queue: Open, new_peer: NewPeer) -> None:
-    worker, peers = open_queue(**WORKER), [new_peer() for _ in range(3)]
-    for peer in peers:
-        peer.join_async()
+    worker, peers = open_queue(**WORKER), joined(new_peer, 3)
     dues = [time.time() + 0.1 * (1 + number) for number in range(3)]
     for number, due in enumerate(dues):
         worker.put(str(number), b"", due=due)
@@ -168,9 +158,7 @@ def test_the_custodians_death_delays_nothing_for_long(open_queue: Open, new_peer
 
 
 def test_a_custodian_that_stands_still_is_stood_in_for(open_queue: Open, new_peer: NewPeer) -> None:
-    worker, peers = open_queue(**WORKER), [new_peer() for _ in range(2)]
-    for peer in peers:
-        peer.join_async()
+    worker, peers = open_queue(**WORKER), joined(new_peer, 2)
     assert worker.core.custodian == peers[0].ask("queue.participant")
     assert worker.core.deputy == peers[1].ask("queue.participant")
     dues = [time.time() + 0.05 * (1 + number) for number in range(3)]

@@ -1,30 +1,32 @@
 """The offices: whoever is killed or stands still, somebody repairs and looks after what is due."""
 
 import time
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.ipc.conftest import wait_until
-from tests.ipc.events import claimed_when_there, eventually, soon
+from tests.ipc.events import (
+    WORKER,
+    NewPeer,
+    Open,
+    Start,
+    claimed_when_there,
+    eventually,
+    joined,
+    soon,
+)
 
-from taskiq_supervise.ipc import AsyncTaskQueue, DeathCause, OutcomeKind, Role, TaskQueue
+from taskiq_supervise.ipc import DeathCause, OutcomeKind, TaskQueue
 
 if TYPE_CHECKING:
     from tests.ipc.conftest import Peer
 
-NewPeer = Callable[[], "Peer"]
-Start = Callable[..., Awaitable[AsyncTaskQueue]]
-Open = Callable[..., TaskQueue]
-WORKER = {"role": Role.WORKER}
 HOLD = "lease = queue.claim(); lease.start(); lease.task_id"
 
 
 def candidates(new_peer: NewPeer, count: int) -> "list[Peer]":
     """The first is the custodian, the second its deputy, the others are nothing."""
-    peers = [new_peer() for _ in range(count)]
-    for peer in peers:
-        peer.join_async()
+    peers = joined(new_peer, count)
     ranks = [peer.ask("waiting.custodian.rank.value") for peer in peers]
     assert ranks == ["custodian", "deputy", "none", "none"][:count]
     return peers

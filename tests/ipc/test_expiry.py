@@ -2,12 +2,23 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 
 import pytest
 from tests.ipc.conftest import run_one, settled
-from tests.ipc.events import WallClock, claimed_when_there, eventually, later, pending, soon
+from tests.ipc.events import (
+    HOUR,
+    WORKER,
+    NewPeer,
+    Open,
+    Start,
+    WallClock,
+    claimed_when_there,
+    eventually,
+    joined,
+    later,
+    pending,
+    soon,
+)
 from tests.ipc.peer import ROOM
 
 from taskiq_supervise.ipc import (
@@ -15,7 +26,6 @@ from taskiq_supervise.ipc import (
     LeaseExpired,
     LeaseLost,
     OutcomeKind,
-    Role,
     TaskQueue,
     Ticket,
     lease,
@@ -23,14 +33,6 @@ from taskiq_supervise.ipc import (
     waits,
 )
 
-if TYPE_CHECKING:
-    from tests.ipc.conftest import Peer
-
-NewPeer = Callable[[], "Peer"]
-Start = Callable[..., Awaitable[AsyncTaskQueue]]
-Open = Callable[..., TaskQueue]
-WORKER = {"role": Role.WORKER}
-HOUR = 3600.0
 LARGE = 5000
 """Bytes: in a file of its own."""
 
@@ -223,9 +225,7 @@ async def test_what_has_expired_makes_room(
 def test_a_custodian_that_stands_still_does_not_keep_others_waiting(
     open_queue: Open, new_peer: NewPeer
 ) -> None:
-    client, peers = open_queue(), [new_peer() for _ in range(2)]
-    for peer in peers:
-        peer.join_async()
+    client, peers = open_queue(), joined(new_peer, 2)
     peers[0].stop()
     ticket = client.put("id", b"", expires=time.time() + 0.05)
     eventually(lambda: is_expired(client, ticket), "the deputy did not do it")

@@ -4,21 +4,17 @@ import asyncio
 import os
 import select
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.ipc.conftest import PATIENCE
-
-from taskiq_supervise.ipc import AsyncTaskQueue, TaskQueue
+from tests.ipc.events import NewPeer, Open, Start
 
 if TYPE_CHECKING:
     from tests.ipc.conftest import Peer
 
-NewPeer = Callable[[], "Peer"]
-Start = Callable[..., Awaitable[AsyncTaskQueue]]
-Open = Callable[..., TaskQueue]
 
 FORK = """
 def fork(child):

@@ -1,16 +1,12 @@
 """Priorities: higher lanes first, and none that starves."""
 
 from collections import Counter
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import pytest
+from tests.ipc.events import NewPeer, Open
 from tests.ipc.peer import ROOM
 
 from taskiq_supervise.ipc import DEFAULT_PRIORITY, QueueError, Role, TaskQueue
-
-if TYPE_CHECKING:
-    from tests.ipc.conftest import Peer
 
 LANES = range(10)
 TURNS = 80
@@ -108,7 +104,7 @@ def test_what_was_given_back_comes_before_every_lane(queue: TaskQueue) -> None:
 
 
 def test_what_a_dead_worker_held_comes_before_every_lane(
-    open_queue: Callable[..., TaskQueue], new_peer: "Callable[[], Peer]"
+    open_queue: Open, new_peer: NewPeer
 ) -> None:
     client, worker = open_queue(), new_peer()
     index = worker.join("role=Role.WORKER")
@@ -124,7 +120,7 @@ def test_what_a_dead_worker_held_comes_before_every_lane(
 
 
 def test_lanes_keep_what_they_had_when_everybody_was_away(
-    open_queue: Callable[..., TaskQueue],
+    open_queue: Open,
 ) -> None:
     first = open_queue()
     for lane in (2, 8, 5):
@@ -146,9 +142,7 @@ def test_a_priority_is_seen_from_outside(queue: TaskQueue) -> None:
     assert [view.priority for view in queue.messages()] == list(LANES)
 
 
-def test_several_workers_share_what_is_in_all_lanes(
-    open_queue: Callable[..., TaskQueue], new_peer: "Callable[[], Peer]"
-) -> None:
+def test_several_workers_share_what_is_in_all_lanes(open_queue: Open, new_peer: NewPeer) -> None:
     """Each message goes to one of them, whatever lane it is in."""
     client = open_queue()
     peers = [new_peer() for _ in range(3)]

@@ -2,11 +2,11 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.ipc.events import NewPeer, Open
 from tests.ipc.peer import SMALL
 
 from taskiq_supervise.ipc import TaskQueue
@@ -14,8 +14,6 @@ from taskiq_supervise.ipc import TaskQueue
 if TYPE_CHECKING:
     from tests.ipc.conftest import Peer
 
-NewPeer = Callable[[], "Peer"]
-Open = Callable[..., TaskQueue]
 LARGE = 200_000
 AT_WRITE = """
 real = queue.files.write

@@ -4,17 +4,14 @@ nothing."""
 import os
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.ipc.conftest import PATIENCE, Peer, PeerError
+from tests.ipc.conftest import PATIENCE, PeerError
+from tests.ipc.events import NewPeer, Open
 
 from taskiq_supervise.ipc import QueueError, QueueMissing, Role, SegmentError, TaskQueue
 from taskiq_supervise.ipc.removal import QueueInUse, destroy_queue
-
-Open = Callable[..., TaskQueue]
-NewPeer = Callable[[], Peer]
 
 MEANTIME = """
 def meantime(module, name, before):

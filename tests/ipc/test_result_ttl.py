@@ -2,16 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 
 import pytest
 from tests.ipc.conftest import run_one
-from tests.ipc.events import eventually, later, pending, soon
+from tests.ipc.events import NewPeer, Open, Start, eventually, later, pending, soon
 from tests.ipc.peer import SMALL
 
 from taskiq_supervise.ipc import (
-    AsyncTaskQueue,
     DeadReason,
     QueueError,
     Role,
@@ -19,12 +16,6 @@ from taskiq_supervise.ipc import (
     UnknownTask,
 )
 
-if TYPE_CHECKING:
-    from tests.ipc.conftest import Peer
-
-NewPeer = Callable[[], "Peer"]
-Start = Callable[..., Awaitable[AsyncTaskQueue]]
-Open = Callable[..., TaskQueue]
 LARGE = 5000
 
 

@@ -143,15 +143,16 @@ def test_what_waited_or_ran_is_delivered_and_dead_letters_stay(
     assert not list((after / "q").glob("*.boot-*")), "nothing is left of the old one"
 
 
+@pytest.mark.parametrize("reboots", [12, pytest.param(200, marks=pytest.mark.stress)])
 def test_what_is_damaged_is_counted_and_never_delivered(
-    disk: Path, before: TaskQueue, caplog: pytest.LogCaptureFixture
+    disk: Path, before: TaskQueue, caplog: pytest.LogCaptureFixture, reboots: int
 ) -> None:
     """Any bit of the old segment may be wrong."""
     payloads = {f"id {number}": bytes([number]) * (30 + 40 * number) for number in range(20)}
     for task_id, payload in payloads.items():
         before.put(task_id, payload)
     dice = random.Random(1)
-    for _ in range(60):
+    for _ in range(reboots):
         after = reboot(disk, lambda content: damage(content, dice))
         with TaskQueue.open("q", after, role=Role.WORKER) as queue:
             found = everything(queue)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.ipc.conftest import run_one
+from tests.ipc.events import NewPeer
 from tests.ipc.peer import SMALL
 
 from taskiq_supervise.ipc import Geometry, QueueError, SegmentError, TaskQueue, segment
 from taskiq_supervise.ipc._core import segment_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from tests.ipc.conftest import Peer
 
@@ -54,8 +55,8 @@ def refusal(sentence: str) -> "pytest.RaisesExc[SegmentError]":
     ("offset", "data", "sentence"),
     [
         (0, b"\0", "does not start with the magic number"),
-        (VERSION, struct.pack("<I", 1), "it has format 1 .*, this program reads format 2"),
-        (LAYOUT, b"\0\0", "this program reads format 2 .layout "),
+        (VERSION, struct.pack("<I", 1), "it has format 1 .*, this program reads format 3"),
+        (LAYOUT, b"\0\0", "this program reads format 3 .layout "),
         (ARCH, b"\xff", "made on another architecture"),
         (TOTAL, struct.pack("<Q", 1 << 40), "its header says"),
         (GEOMETRY, struct.pack("<I", 0), "geometry is out of range"),
@@ -159,7 +160,7 @@ def work(queue):
 
 
 def test_each_byte_of_the_header_is_checked_or_harmless(
-    segment_file: Path, new_peer: "Callable[[], Peer]"
+    segment_file: Path, new_peer: NewPeer
 ) -> None:
     peer = new_peer()
     peer.ask(WORK)
@@ -253,9 +254,7 @@ def test_names_that_are_no_file_names_are_refused(name: str) -> None:
         TaskQueue.open(name)
 
 
-def test_no_room_is_said_before_anything_is_used(
-    folder: Path, new_peer: "Callable[[], Peer]"
-) -> None:
+def test_no_room_is_said_before_anything_is_used(folder: Path, new_peer: NewPeer) -> None:
     peer = new_peer()
     peer.ask("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))")
     said = peer.ask(
@@ -296,7 +295,7 @@ def test_a_full_tmpfs_is_an_error_and_not_a_bus_error(tmp_path: Path) -> None:
     assert "No space left on device" in done.stdout
 
 
-def test_two_who_make_it_at_once_share_it(folder: Path, new_peer: "Callable[[], Peer]") -> None:
+def test_two_who_make_it_at_once_share_it(folder: Path, new_peer: NewPeer) -> None:
     peers = [new_peer(), new_peer()]
     for number in range(50):
         name = f"q{number}"

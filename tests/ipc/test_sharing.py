@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import DEV_SHM
 from tests.ipc.conftest import Peer, PeerError
+from tests.ipc.events import NewPeer
 from tests.ipc.users import ANN, BOB, GROUP, IMPORTS, OTHERS, STRANGER, become
 
 from taskiq_supervise.ipc import SegmentError, TaskQueue
@@ -34,7 +35,7 @@ def base() -> Iterator[Path]:
 
 
 @pytest.fixture
-def user(new_peer: Callable[[], Peer], base: Path) -> User:
+def user(new_peer: NewPeer, base: Path) -> User:
     """A process of a user, who is in no group but his own and those given. `base` is there."""
 
     def make(number: int, *groups: int, imports: str = "pass") -> Peer:
@@ -199,6 +200,18 @@ def test_two_users_who_make_it_at_once_share_it(base: Path, ann: Peer, bob: Peer
         assert bob.ask("queue.claim().task_id") == "id"
         for peer in (ann, bob):
             peer.ask("queue.close()")
+
+
+def test_one_who_is_just_making_it_keeps_no_other_user_away(ann: Peer, bob: Peer) -> None:
+    """Its file has its mode a moment after its name."""
+    ann.ask(f"queue = TaskQueue.open('q', base, geometry=SMALL, {SHARED})")
+    ann.ask(
+        "queue.close()\n"
+        "os.unlink(queue.directory / 'segment')\n"
+        "os.close(os.open(queue.directory / 'segment.new-1-ab', os.O_CREAT | os.O_WRONLY, 0o600))"
+    )
+    bob.ask(f"queue = TaskQueue.open('q', base, geometry=SMALL, {SHARED})")
+    assert bob.ask("queue.put('id', b'x').task_id") == "id"
 
 
 # ---- who may not ----
@@ -380,10 +393,8 @@ def test_supervisors_of_two_users_follow_each_other(user: User, base: Path, ann:
     ann.ask("queue.put('id', b'x'); lease = queue.claim(); lease.start()")
     assert first.ask("custody.stats()['running']") == 1
     ann.kill()
-    status = "from taskiq_supervise.supervisor.model import ExitStatus\n"
-    assert first.ask(
-        f"{status}custody.bury(0, {ann.pid}, ExitStatus(signal={int(signal.SIGKILL)})).redelivered"
-    ) == ["id"]
+    cause = f"DeathCause(pid={ann.pid}, signal={int(signal.SIGKILL)})"
+    assert first.ask(f"custody.bury({ann.pid}, {cause}).redelivered") == ["id"]
     first.kill()
     second.ask(CUSTODY % "third")
     assert "of third" in (base / "q" / "supervisor").read_text()

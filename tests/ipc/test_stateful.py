@@ -13,8 +13,9 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from tests.ipc.events import HOUR
 from tests.ipc.peer import ROOM, SMALL
-from tests.ipc.queue_life import HOUR, Held, LifeMachine, Participant
+from tests.ipc.queue_life import Held, LifeMachine, Participant
 from tests.ipc.queue_model import KINDS, Message
 
 from taskiq_supervise.ipc import (

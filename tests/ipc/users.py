@@ -11,10 +11,13 @@ import logging, taskiq
 from click.testing import CliRunner
 from taskiq_supervise.broker import SharedMemoryBroker
 from taskiq_supervise.broker.progress import ProgressFolder
-from taskiq_supervise.supervisor import dead_commands, queue_commands, queue_facts, queue_render
-from taskiq_supervise.supervisor.cli import cli
+from taskiq_supervise.supervisor.commands import dead_commands
+from taskiq_supervise.supervisor.commands import queue_commands
+from taskiq_supervise.supervisor.commands import queue_facts
+from taskiq_supervise.supervisor.commands import queue_render
+from taskiq_supervise.supervisor.commands.cli import cli
 from taskiq_supervise.supervisor.custody import Custody
-from taskiq_supervise.supervisor.messages import Transport
+from taskiq_supervise.supervisor.core.messages import Transport
 from taskiq_supervise.ipc import removal
 """
 

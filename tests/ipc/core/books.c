@@ -29,15 +29,20 @@ static ending ending_of(const tracked *t) {
     uint32_t limit = t->max_deliveries ? t->max_deliveries : 3;
     /* Nobody waits for it to become due if its time is over before. */
     int late = t->expires && (t->expires <= now_ns || t->expires < t->due);
+    int overdue = atomic_load(&slot_at(&Q, t->lease.slot)->overdue) ==
+                  tsq_word(TSQ_RUNNING, tsq_owner_of(w), tsq_attempt_of(w), tsq_gen_of(w));
     int counts = !atomic_load(&participant_at(&Q, tsq_owner_of(w))->explained);
     switch (tsq_state_of(w)) {
-    case TSQ_RUNNING: return counts && tsq_attempt_of(w) >= limit ? DEAD_LETTER : late ? EXPIRED : TO_BE_DELIVERED;
-    case TSQ_ACKED: return LOST;
+    case TSQ_RUNNING:
+        if (overdue) return TIMED_OUT;
+        return counts && tsq_attempt_of(w) >= limit ? DEAD_LETTER : late ? EXPIRED : TO_BE_DELIVERED;
+    case TSQ_ACKED: return overdue ? TIMED_OUT : LOST;
     case TSQ_DONE:
         return where == WHERE_NO_RESULT   ? WITHOUT_RESULT
                : where == WHERE_LOST      ? LOST
                : where == WHERE_EXPIRED   ? EXPIRED
                : where == WHERE_DISCARDED ? DISCARDED
+               : where == WHERE_TIMED_OUT ? TIMED_OUT
                                           : WITH_RESULT;
     case TSQ_DEAD: return DEAD_LETTER;
     default: return late ? EXPIRED : TO_BE_DELIVERED;
@@ -75,7 +80,8 @@ static void verify_one(const tracked *t, const uint32_t *told, uint32_t n) {
                                          [LOST] = TSQ_OUTCOME_LOST,
                                          [DEAD_LETTER] = TSQ_OUTCOME_DEAD,
                                          [EXPIRED] = TSQ_OUTCOME_EXPIRED,
-                                         [DISCARDED] = TSQ_OUTCOME_DISCARDED};
+                                         [DISCARDED] = TSQ_OUTCOME_DISCARDED,
+                                         [TIMED_OUT] = TSQ_OUTCOME_TIMED_OUT};
         uint64_t len = to_deliver ? (uint64_t)OTHERS_LEN : t->result_len;
         if (o->kind != kinds[t->expected]) fail("%s ended as %u, expected %u", t->id, o->kind, kinds[t->expected]);
         if (o->kind == TSQ_OUTCOME_RESULT &&

@@ -67,6 +67,7 @@ static void use(void) {
         (void)tsq_read_request(&Q, &lease, id, &id_len, data, sizeof data, &len);
         if (roll(4) == 0 && !tsq_release(&Q, ME, &lease, 1, &call)) continue;
         (void)tsq_start(&Q, &lease);
+        if (roll(4) == 0) (void)tsq_time_out(&Q, ME, id, id_len);
         if (roll(2)) (void)tsq_ack(&Q, &lease);
         if (roll(3) == 0) (void)tsq_finish(&Q, ME, &lease, roll(2) ? TSQ_FORGET : TSQ_OUTCOME_NO_RESULT, 1, wakes);
         else if (roll(3) == 0) (void)tsq_dead_letter(&Q, ME, &lease, "why", 3, 1, wakes);

@@ -1,4 +1,6 @@
 /* What a participant can leave behind, all at once; here REPAIRER is the one that died. */
+#include <string.h>
+
 #include "scenarios.h"
 
 static void set_word(const tracked *t, unsigned state, unsigned attempt, uint64_t generations) {
@@ -24,7 +26,7 @@ static void result_block_of(const tracked *t, int published) {
     if (published) atomic_store(&slot_at(&Q, t->lease.slot)->ref, ref_make(attempt, gen, number + 1));
 }
 
-static tracked *running_of(uint64_t len, uint32_t max_deliveries) {
+tracked *running_of(uint64_t len, uint32_t max_deliveries) {
     tracked *t = tracked_plan(len, 10);
     t->max_deliveries = max_deliveries;
     t->watched = 1;
@@ -80,6 +82,27 @@ static void late(void) {
     result_block_of(t, 1);
 }
 
+static void mark(const tracked *t) {
+    if (tsq_time_out(&Q, REPAIRER, t->id, (uint32_t)strlen(t->id))) fail("%s cannot be marked", t->id);
+}
+
+/* It took too long: for the last time, with a result on its way; acknowledged; and two that were marked and
+ * go on: completed, and given back and started again. */
+static void overdue(void) {
+    tsq_call call;
+    tracked *t = running_of(MIDDLE, 1);
+    result_block_of(t, 1);
+    mark(t);
+    t = running_of(INLINE, 0);
+    mark(t);
+    if (tsq_ack(&Q, &t->lease)) fail("ack");
+    t = running_of(INLINE, 0);
+    mark(t);
+    if (tsq_release(&Q, REPAIRER, &t->lease, NOW, &call)) fail("release");
+    lease_by(REPAIRER, t);
+    start_by(t);
+}
+
 void left_behind(void) {
     half_ended();
     late();
@@ -95,6 +118,7 @@ void left_behind(void) {
         if (i) result_block_of(t, 1);
     }
     half_put();
+    overdue();
     /* A slot and a block of each class freed and not hinted. */
     uint32_t free = unhint(RING_FREE);
     uint64_t gen = tsq_gen_of(atomic_load(&slot_at(&Q, free)->word));

@@ -121,6 +121,10 @@ void op_recover(void) {
     done(tsq_recover(&Q, REPAIRER, VICTIM, TSQ_DEATH(TSQ_CAUSE_SIGNAL, 9, 0, 1), NOW, &list, &n, said->wakes));
 }
 
+void op_time_out(void) {
+    done(tsq_time_out(&Q, REPAIRER, track[0].id, (uint32_t)strlen(track[0].id)));
+}
+
 void conclude_for_victim(void) {
     for (uint32_t i = 0; i < SLOTS; i++) {
         tsq_lease lease = {.slot = i, .word = atomic_load(&slot_at(&Q, i)->word)};

@@ -1,4 +1,6 @@
 /* The states in which the operations begin, and the table of both. */
+#include <string.h>
+
 #include "scenarios.h"
 
 /* ---- putting ---- */
@@ -248,6 +250,53 @@ static void delays(void) {
     looks();
 }
 
+/* ---- what takes too long ---- */
+
+static void mark(uint32_t owner) {
+    if (tsq_time_out(&Q, owner, track[0].id, (uint32_t)strlen(track[0].id))) fail("it cannot be marked");
+}
+
+/* Started for the last time, and another one of the same worker. */
+static void slow(void) {
+    (void)running_of(LARGE, 1);
+    (void)running_of(MIDDLE, 0);
+}
+
+static void worker_completes(void) {
+    fill(result, track[0].result_len, track[0].result_seed);
+    complete_by(REPAIRER, &track[0]);
+}
+
+/* It completes what it has, and starts others until one lies in the same slot. */
+static void worker_goes_on(void) {
+    uint32_t slot = track[0].lease.slot;
+    uint64_t wake[TSQ_WAKE_WORDS] = {0};
+    worker_completes();
+    complete_by(REPAIRER, &track[1]);
+    tracked_count = 0;
+    forget_outcomes();
+    for (int i = 0; i < SLOTS; i++) {
+        tracked *t = running_of(INLINE, 0);
+        if (t->lease.slot == slot) return;
+        tracked_count = 0;
+        if (tsq_finish(&Q, REPAIRER, &t->lease, TSQ_FORGET, NOW, wake)) fail("finish");
+    }
+    fail("slot %u does not come round", slot);
+}
+
+static void running_overdue(void) {
+    running();
+    mark(VICTIM);
+}
+
+/* The start that begins now has the word of one that was marked and given back. */
+static void leased_again(void) {
+    tsq_call call;
+    running_overdue();
+    if (tsq_release(&Q, VICTIM, &track[0].lease, NOW, &call)) fail("release");
+    lease_by(VICTIM, &track[0]);
+}
+
 /* What it had started does not count. */
 static void explained_left(void) {
     left_behind();
@@ -307,6 +356,12 @@ const scenario scenarios[] = {
     {"forget-dead", FORGETTING, dead, op_forget, NOT_THERE, NULL},
     {"audit", EXPIRING, ended_of_all_kinds, op_audit, ANY_END, NULL},
     {"run-due", DUE, due_of_all_kinds, op_run_due, ANY_END, delays},
+    {"time-out", TIMING, slow, op_time_out, TIMED_OUT, NULL},
+    {"time-out-ended", TIMING, slow, op_time_out, TIMED_OUT, worker_completes},
+    {"time-out-used-again", TIMING, slow, op_time_out, TIMED_OUT, worker_goes_on},
+    {"start-overdue", STARTING, leased_again, op_start, TO_BE_DELIVERED, NULL},
+    {"ack-overdue", ENDING, running_overdue, op_ack, TIMED_OUT, NULL},
+    {"complete-overdue", COMPLETING, running_overdue, op_complete, WITH_RESULT, NULL},
     {"recover", RECOVERING, left_behind, op_recover, ANY_END, NULL},
     {"recover-explained", RECOVERING, explained_left, op_recover, ANY_END, NULL},
 };

@@ -5,7 +5,8 @@
 #include "world.h"
 
 /* Which promises hold. ENDING: steps of a lease that have none of their own. CLAIMING … ENDING: with a lease
- * that can be taken away. CALLING: others stand in line for room. LINING: the victim does, and puts. */
+ * that can be taken away. TIMING: it marks
+ * what REPAIRER runs, which dies too. CALLING: others stand in line for room. LINING: the victim does, and puts. */
 typedef enum {
     PUTTING,
     REFUSED,
@@ -21,6 +22,7 @@ typedef enum {
     FORGETTING,
     EXPIRING,
     DUE,
+    TIMING,
     RECOVERING
 } kind;
 
@@ -64,9 +66,11 @@ void op_forget(void);
 void op_audit(void);
 void op_run_due(void);
 void op_recover(void);
+void op_time_out(void);
 
 void conclude_for_victim(void); /* it goes on with the leases it holds, and ends them */
 
 void left_behind(void); /* by REPAIRER: everything that a participant can leave behind, all at once */
+tracked *running_of(uint64_t len, uint32_t max_deliveries); /* by REPAIRER */
 
 #endif

@@ -85,6 +85,14 @@ typedef struct {
     uint32_t first, by; /* whom to repair first, where two are dead; 0 for `by`: who takes over the index does */
 } aftermath;
 
+static int two_die(const scenario *s) { return s->kind == RECOVERING || s->kind == TIMING; }
+
+/* The worker has gone on beside the one that marks; what it has ended stays as it is. */
+static void marked_after(const scenario *s) {
+    observe();
+    if (s->meanwhile && track[0].expected == TIMED_OUT) fail("its end came first and does not count");
+}
+
 static void die(const scenario *s, const aftermath *a) {
     outcomes_held();
     watch_all();
@@ -92,9 +100,10 @@ static void die(const scenario *s, const aftermath *a) {
     came_to(s);
     only_accounted_for(s);
     if (a->traffic) meanwhile(s);
+    if (a->traffic && s->kind == TIMING) marked_after(s);
     uint32_t second = a->first == VICTIM ? REPAIRER : VICTIM;
-    if (s->kind == RECOVERING || a->first == VICTIM) repair(a->first, a->by ? a->by : a->first);
-    if (s->kind == RECOVERING || second == VICTIM) repair(second, a->by ? a->by : second);
+    if (two_die(s) || a->first == VICTIM) repair(a->first, a->by ? a->by : a->first);
+    if (two_die(s) || second == VICTIM) repair(second, a->by ? a->by : second);
     announced();
     outcomes_intact();
     settle();
@@ -108,7 +117,7 @@ static void stop_kill(const scenario *s, pid_t walker, long k) {
     (void)walker;
     (void)k;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        if (all[i].first == VICTIM && all[i].by && s->kind != RECOVERING) continue; /* only one is dead */
+        if (all[i].first == VICTIM && all[i].by && !two_die(s)) continue; /* only one is dead */
         world_load();
         die(s, &all[i]);
     }
@@ -139,6 +148,10 @@ static void stop_freeze(const scenario *s, pid_t walker, long k) {
         announced();
         conclude_for_victim();
         observe();
+    }
+    if (s->kind == TIMING) {
+        marked_after(s);
+        repair(REPAIRER, OTHER);
     }
     keep_promises(s);
     for (unsigned i = 0; i < tracked_count && s->kind != RECOVERING; i++) {
@@ -303,7 +316,7 @@ static void stop_pair(const scenario *s, pid_t walker, long k) {
 }
 
 /* Not where messages of no interest wait: the second one would take those. */
-static int to_pairs(const scenario *s) { return s->kind != RECOVERING && s->kind != CALLING; }
+static int to_pairs(const scenario *s) { return !two_die(s) && s->kind != CALLING; }
 
 typedef struct {
     const char *name;

@@ -32,7 +32,7 @@ typedef struct {
 } process;
 
 static struct {
-    unsigned long long messages, kills, stops, repairs, half_repairs, redelivered, lost, doubled, leaked, rounds;
+    unsigned long long messages, kills, stops, repairs, half_repairs, timed_out, redelivered, lost, doubled, leaked, rounds;
     uint64_t slowest_repair_ns;
     long memory_before, memory_after; /* of this process, which lives through all rounds; KiB */
 } figures;
@@ -80,7 +80,19 @@ static void start(process *p) {
 
 /* ---- deaths ---- */
 
-/* What a dead one ran may come again; what it had acknowledged or started once too often may not. */
+/* As if that took too long; it goes on meanwhile. */
+static void mark_what_it_runs(uint32_t index) {
+    for (uint32_t i = 0; i < Q.geo.slots; i++) {
+        uint64_t w = atomic_load(&slot_at(&Q, i)->word);
+        char id[TSQ_MAX_ID];
+        uint32_t len;
+        if (tsq_owner_of(w) != index || tsq_state_of(w) < TSQ_LEASED || tsq_state_of(w) > TSQ_ACKED) continue;
+        if (!tsq_id_of(&Q, i, tsq_gen_of(w), id, &len)) (void)tsq_time_out(&Q, index, id, len);
+    }
+}
+
+/* What a dead one ran may come again; what it had acknowledged or started once too often, or what took too
+ * long, may not. */
 static unsigned note_what_it_held(uint32_t dead) {
     unsigned held = 0;
     for (uint32_t i = 0; i < Q.geo.slots; i++) {
@@ -92,7 +104,8 @@ static unsigned note_what_it_held(uint32_t dead) {
         held++;
         if (s == TSQ_LEASED || tsq_id_of(&Q, i, tsq_gen_of(w), id, &len)) continue;
         uint32_t n = number_of(id, len);
-        int ends = s == TSQ_ACKED || deliveries_of(n) == 1;
+        int late = is_overdue(&Q, i, w), ends = late || s == TSQ_ACKED || deliveries_of(n) == 1;
+        figures.timed_out += (unsigned)late;
         atomic_fetch_add(ends ? &entry_of(n)->ended : &entry_of(n)->again, 1);
     }
     return held;
@@ -151,6 +164,7 @@ static void bury(const process *p) {
 /* 0: it had ended by itself, because it found something or there is no more to do. */
 static int kill_one(process *p) {
     int status;
+    if (rand() % 2) mark_what_it_runs(p->index);
     (void)kill(p->pid, SIGKILL);
     (void)waitpid(p->pid, &status, 0);
     if (WIFEXITED(status)) {
@@ -284,6 +298,7 @@ static void print_figures(unsigned seed, double seconds, int sound) {
                {"stops", figures.stops},
                {"half_repairs", figures.half_repairs},
                {"repaired", figures.repairs},
+               {"timed_out", figures.timed_out},
                {"redelivered", figures.redelivered},
                {"lost", figures.lost},
                {"doubled", figures.doubled},

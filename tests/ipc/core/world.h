@@ -40,7 +40,8 @@ typedef enum {
     LOST,
     DEAD_LETTER,
     EXPIRED,
-    DISCARDED
+    DISCARDED,
+    TIMED_OUT
 } ending;
 
 /* A message whose fate is followed. */
