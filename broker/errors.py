@@ -31,6 +31,7 @@ __all__ = [
     "ResultTooLargeError",
     "TaskDiscardedError",
     "TaskExpiredError",
+    "TaskTimeoutError",
     "UnserializableResultError",
     "UnsuitableBrokerError",
     "WorkerLostError",
@@ -204,6 +205,10 @@ class WorkerLostError(FieldsError):
     attempts: int = 1
     """How often the task was started."""
     acknowledged: bool = False
+    oom: bool = False
+    """The kernel killed it, because memory had run out."""
+    hung: bool = False
+    """The supervisor killed it, because its event loop was blocked."""
 
     def __init__(self, *values: object, **fields: object) -> None:
         super().__init__(*values, **fields)
@@ -220,11 +225,41 @@ class WorkerLostError(FieldsError):
     def _what(self) -> str:
         who = "its process" if self.worker is None else f"worker {self.worker}"
         who += f" (pid {self.pid})" if self.pid else ""
+        if self.hung:
+            return f"{who} was killed because its event loop was blocked"
         if self.signal is not None:
-            return f"{who} was killed by {getattr(self.signal, 'name', f'signal {self.signal}')}"
+            why = " (out of memory)" if self.oom else ""
+            name = getattr(self.signal, "name", f"signal {self.signal}")
+            return f"{who} was killed by {name}{why}"
         if self.exit_code is not None:
             return f"{who} exited with status {self.exit_code}"
         return f"{who} died"
+
+
+class TaskTimeoutError(FieldsError):
+    """The task ran for longer than its hard time limit, so its worker was killed.
+
+    It is not run again. What else that worker ran is.
+    """
+
+    __template__ = "{task} ran into its hard time limit"
+    task_id: str
+    task: str
+    """The task's name where it is known, else its id."""
+    limit: float | None = None
+    """Seconds, where it is known."""
+    worker: int | None = None
+    """Its worker slot, as `status` shows it."""
+    pid: int | None = None
+    attempts: int = 1
+    """How often the task was started."""
+
+    def __str__(self) -> str:
+        limit = "" if self.limit is None else f" of {self.limit:g} s"
+        killed = "" if self.worker is None else f"; worker {self.worker}"
+        killed += f" (pid {self.pid})" if killed and self.pid else ""
+        killed += " was killed for it" if killed else ""
+        return f"{self.task} ran into its hard time limit{limit}{killed}"
 
 
 class DeadLetterError(FieldsError):

@@ -31,7 +31,9 @@ _LATEST: Final = 2.0**33
 """What the queue takes: until March 2242."""
 _PASSED: Final = " s, passed"
 
-_NAMES = frozenset({"priority", "delay", "eta", "expires", "max_deliveries", "kiq_timeout"})
+_NAMES = frozenset(
+    {"priority", "delay", "eta", "expires", "max_deliveries", "kiq_timeout", "hard_timeout"}
+)
 _SENT_AGAIN = frozenset({"_retries", "X-Taskiq-requeue"})
 """Labels that taskiq's retry middlewares and its `Context.requeue()` add."""
 
@@ -79,6 +81,7 @@ class Schedule:
             return _PLAIN
         again = again or not labels.keys().isdisjoint(_SENT_AGAIN)
         given = {name: labels[name] for name in _NAMES if not _is_none(labels.get(name))}
+        hard_timeout(given, None)  # the worker's to read, and the sender's to be told about
         due = _due(given, now, again=again)
         expires = _expiry(given["expires"], now) if "expires" in given else None
         if due is not None and expires is not None and expires <= due and not again:
@@ -122,6 +125,20 @@ def mark_delivered(message: TaskiqMessage) -> None:
     if message.labels_types is not None:
         # taskiq would make a plain number of it.
         message.labels_types = {**message.labels_types, "delay": LabelType.ANY.value}
+
+
+def hard_timeout(labels: Mapping[str, Any], default: float | None) -> float | None:
+    """Seconds after which the worker of the task is replaced; None: never.
+
+    Raises InvalidLabelError.
+    """
+    value = labels.get("hard_timeout")
+    if _is_none(value):
+        return default
+    seconds = _number(value)
+    if seconds is None or not 0 <= seconds <= _LATEST:
+        raise _invalid("hard_timeout", value, "a number of seconds, 0 (no limit) or more")
+    return seconds or None
 
 
 def _due(given: Mapping[str, Any], now: float, *, again: bool) -> float | None:

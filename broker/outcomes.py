@@ -17,6 +17,7 @@ from taskiq_supervise.broker.errors import (
     DeadLetterError,
     TaskDiscardedError,
     TaskExpiredError,
+    TaskTimeoutError,
     UnserializableResultError,
     WorkerLostError,
 )
@@ -106,6 +107,8 @@ def decode(
         return error_result(TaskExpiredError(task_id=outcome.task_id, task=task))
     if outcome.kind is OutcomeKind.DISCARDED:
         return error_result(TaskDiscardedError(task_id=outcome.task_id, task=task))
+    if outcome.kind is OutcomeKind.TIMED_OUT:
+        return error_result(_timed_out(outcome, task))
     if outcome.kind is OutcomeKind.WORKER_LOST or outcome.dead_reason is DeadReason.MAX_DELIVERIES:
         return error_result(_worker_lost(outcome, task))
     return error_result(
@@ -129,4 +132,17 @@ def _worker_lost(outcome: Outcome, task: str) -> WorkerLostError:
         pid=cause.pid if cause else None,
         attempts=outcome.attempts,
         acknowledged=outcome.kind is OutcomeKind.WORKER_LOST,
+        oom=cause.oom if cause else False,
+        hung=cause.hung if cause else False,
+    )
+
+
+def _timed_out(outcome: Outcome, task: str) -> TaskTimeoutError:
+    cause = outcome.cause
+    return TaskTimeoutError(
+        task_id=outcome.task_id,
+        task=task,
+        worker=cause.worker if cause else None,
+        pid=cause.pid if cause else None,
+        attempts=outcome.attempts,
     )

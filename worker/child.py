@@ -8,17 +8,21 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable
+from typing import NoReturn
 
-from taskiq_supervise.ipc import guard_parent
+from taskiq_supervise.ipc import Board, guard_parent
+from taskiq_supervise.worker import log_style, stacks
 from taskiq_supervise.worker.application import Application, ApplicationError, load
 from taskiq_supervise.worker.config import WorkerConfig
+from taskiq_supervise.worker.failpoint import failpoint
 from taskiq_supervise.worker.link import Link
+from taskiq_supervise.worker.order import Descriptors, ForkOrder
 from taskiq_supervise.worker.process import (
     be_more_expendable,
+    be_nice,
     flush_output,
+    pin_to_cpu,
     reseed,
     reset_signals,
     set_title,
@@ -32,35 +36,10 @@ END_PATIENCE = 3.0
 """Seconds for giving tasks back once the supervisor is gone, beside the broker's own shutdown."""
 
 
-@dataclass(frozen=True)
-class ForkOrder:
-    """Which worker to fork, as the supervisor says."""
-
-    slot: int
-    generation: int
-    board: str
-    instance: str
-    guardian: int
-    """The supervisor's place in the queue; 0 if there is none."""
-    supervisor_pid: int
-
-    @classmethod
-    def from_message(cls, message: Mapping[str, Any]) -> "ForkOrder":
-        """Raises KeyError, ValueError or TypeError for a message that is none."""
-        return cls(
-            slot=int(message["slot"]),
-            generation=int(message["generation"]),
-            board=str(message["board"]),
-            instance=str(message["instance"]),
-            guardian=int(message["guardian"]),
-            supervisor_pid=int(message["supervisor_pid"]),
-        )
-
-
 def become_worker(
     order: ForkOrder,
     forked_by: int,
-    link_fd: int,
+    descriptors: Descriptors,
     foreign_fds: Iterable[int],
     config: WorkerConfig,
     application: Application | None,
@@ -73,23 +52,40 @@ def become_worker(
         os.close(fd)
     os.setpgid(0, 0)
     reset_signals()
+    link = Link(descriptors.link)
+
+    def leave(_number: int, _frame: object) -> None:
+        _end_group(link)
+        os._exit(0)
+
     # Until the runtime has its own: nothing has been taken, so drained and stopped are the same.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-        signal.signal(number, _leave)
+        signal.signal(number, leave)
+    stacks.dump_to(descriptors.stacks)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    failpoint("boot.before")
     if not tie_to(order.supervisor_pid, signal.SIGTERM, after=forked_by):
         os._exit(0)
     # A blocked loop never hears the death signal, and must not outlive the supervisor either.
     guard_parent(order.supervisor_pid, config.shutdown_timeout + END_PATIENCE)
     be_more_expendable()
+    # The guard has a thread, which keeps what the supervisor has: these are set per thread.
+    be_nice(config.nice)
+    if config.pin:
+        pin_to_cpu(order.slot)
     reseed()
+    log_style.identify(instance=order.instance, worker=order.slot)
     set_title(f"worker {order.slot}", config.app)
     multiprocessing.current_process().name = f"worker-{order.slot}"
-    leave_with(lambda: _work(order, Link(link_fd), config, application))
+    leave_with(lambda: _work(order, link, descriptors.timer, config, application), link)
 
 
 def _work(
-    order: ForkOrder, link: Link, config: WorkerConfig, application: Application | None
+    order: ForkOrder,
+    link: Link,
+    timer: int,
+    config: WorkerConfig,
+    application: Application | None,
 ) -> int:
     if application is None:
         try:
@@ -101,17 +97,17 @@ def _work(
         application,
         config,
         link,
-        slot=order.slot,
-        generation=order.generation,
-        board=order.board,
-        guardian=order.guardian,
-        supervisor_pid=order.supervisor_pid,
+        order,
+        Board.open(order.board).writer(order.seat),
+        timer,
     )
     return worker.run()
 
 
-def leave_with(work: Callable[[], int]) -> NoReturn:
+def leave_with(work: Callable[[], int], link: Link | None = None) -> NoReturn:
     """Ends the process with what `work` returns.
+
+    link: to the supervisor, which kills our process group when we have ended.
 
     Without atexit handlers, as children of multiprocessing do: what the application registered when
     it was imported belongs to the zygote, and the first worker that ends must not clean it up.
@@ -120,11 +116,15 @@ def leave_with(work: Callable[[], int]) -> NoReturn:
     try:
         status = work()
     except BaseException:
-        logger.exception("The worker failed")
+        logger.exception("The process failed")
     finally:
         flush_output()
+        failpoint("exit.before")
+        _end_group(link)
         os._exit(status)
 
 
-def _leave(_number: int, _frame: object) -> None:
-    os._exit(0)
+def _end_group(link: Link | None) -> None:
+    """If nobody is left to do it. It takes us along."""
+    if link is not None and link.ended:
+        os.killpg(0, signal.SIGKILL)

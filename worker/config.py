@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 LOG_FORMAT = "[%(asctime)s][%(name)s][%(levelname)-7s][%(processName)s] %(message)s"
+LOG_STYLES = ("text", "json")
 LOG_LEVELS = ("CRITICAL", "FATAL", "ERROR", "WARNING", "WARN", "INFO", "DEBUG", "NOTSET")
+LONGEST = 2.0**33
+"""Seconds, 272 years: the longest time that anything may be said to last."""
 ACK_TYPES = ("when_received", "when_executed", "when_saved", "manual")
 
 
@@ -32,6 +35,7 @@ class WorkerConfig:
     fs_discover: bool = False
     log_level: str = "INFO"
     log_format: str = LOG_FORMAT
+    log_style: str = "text"
     configure_logging: bool = True
     max_async_tasks: int = 100
     """Tasks that run at the same time in one worker; 0 or less: any number."""
@@ -46,6 +50,11 @@ class WorkerConfig:
     ack_type: str = "when_saved"
     shutdown_timeout: float = 5.0
     """Seconds that `broker.shutdown()` may take."""
+    task_timeout: float | None = None
+    """Seconds after which a task's worker is replaced; label `hard_timeout` says otherwise."""
+    nice: int = 0
+    pin: bool = False
+    """Each worker runs on one CPU, in turn."""
     receiver: str = "taskiq.receiver:Receiver"
     receiver_arg: tuple[tuple[str, str], ...] = ()
     workers: int = 2
@@ -58,11 +67,23 @@ class WorkerConfig:
             raise ConfigError(
                 f"log_level is {self.log_level!r}, not one of {', '.join(LOG_LEVELS)}"
             )
+        if self.log_style not in LOG_STYLES:
+            raise ConfigError(
+                f"log_style is {self.log_style!r}, not one of {', '.join(LOG_STYLES)}"
+            )
         if self.ack_type.lower() not in ACK_TYPES:
             raise ConfigError(f"ack_type is {self.ack_type!r}, not one of {', '.join(ACK_TYPES)}")
         for name in ("max_prefetch", "max_async_tasks_jitter", "shutdown_timeout"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, less than 0")
+        if self.task_timeout is not None and not 0 < self.task_timeout < LONGEST:
+            raise ConfigError(
+                f"task_timeout is {self.task_timeout}, not a number of seconds above 0"
+            )
+        if not -20 <= self.nice <= 19:
+            raise ConfigError(f"nice is {self.nice}, not from -20 to 19")
+        if self.pin and self.use_process_pool:
+            raise ConfigError("pin and use_process_pool: the pool would share one CPU")
         for name in ("workers", "max_threadpool_threads", "max_process_pool_processes"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -34,11 +34,11 @@ class Execution:
     """The function to give to `run_task`, and the handle on its run."""
 
     def __init__(self, target: Callable[..., Any], delivery: Delivery | None) -> None:
-        self._original = target
+        self.original = target
         self._delivery = delivery
         self._stage = _Stage.BEFORE
         self._given_back: asyncio.Future[None] | None = None
-        self._is_async = inspect.iscoroutinefunction(target)
+        self.is_async = inspect.iscoroutinefunction(target)
         task = asyncio.current_task()
         assert task is not None, "a coroutine runs in an asyncio task"
         self.task: asyncio.Task[Any] = task
@@ -46,15 +46,25 @@ class Execution:
     @property
     def target(self) -> Callable[..., Any]:
         """A sync function stays as it is: in its thread or process, nothing can end it."""
-        return self._run if self._is_async else self._original
+        return self._run if self.is_async else self.original
+
+    def replace(self, target: Callable[..., Any]) -> None:
+        """Run that instead, before it begins."""
+        self.original = target
+        self.is_async = inspect.iscoroutinefunction(target)
 
     @property
     def can_give_back(self) -> bool:
-        return self._is_async and self._stage is not _Stage.AFTER and self._given_back is None
+        return self.is_async and self._stage is not _Stage.AFTER and self._given_back is None
 
     @property
     def is_ending(self) -> bool:
         return self._stage is _Stage.AFTER
+
+    @property
+    def is_over(self) -> bool:
+        """Whatever it still comes to, taskiq must not see it."""
+        return self._given_back is not None
 
     def give_back(self) -> "asyncio.Future[None]":
         """Ends the code of the task; the future is done when its last `finally` block is."""
@@ -69,17 +79,17 @@ class Execution:
 
     async def _run(self, *args: Any, **kwargs: Any) -> Any:
         if self._given_back is not None:
-            await _park()
+            await park()
         self._stage = _Stage.INSIDE
         try:
-            return await self._original(*args, **kwargs)
+            return await self.original(*args, **kwargs)
         finally:
             self._stage = _Stage.AFTER
             if self._given_back is not None:
                 # A value that the task returned on being cancelled is not what it was asked for.
                 if not self._given_back.done():
                     self._given_back.set_result(None)
-                await _park()
+                await park()
 
 
 def forget(broker: AsyncBroker, message: TaskiqMessage, frame: FrameType | None) -> None:
@@ -96,7 +106,7 @@ def forget(broker: AsyncBroker, message: TaskiqMessage, frame: FrameType | None)
         del broker.custom_dependency_context[Context]
 
 
-async def _park() -> NoReturn:
+async def park() -> NoReturn:
     """Until the process ends."""
     while True:
         try:

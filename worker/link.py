@@ -22,6 +22,19 @@ class Link:
     def fileno(self) -> int:
         return self._socket.fileno()
 
+    @property
+    def ended(self) -> bool:
+        """The supervisor has closed its end, or is gone.
+
+        The kernel closes a dying process's sockets before it gives its children another parent.
+        """
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def say(self, event: str, **details: Any) -> None:
         """Messages are few and small: they fit into the socket's buffer."""
         try:

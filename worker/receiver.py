@@ -30,9 +30,9 @@ from taskiq_supervise.broker.labels import mark_delivered
 from taskiq_supervise.broker.outcomes import error_result
 from taskiq_supervise.broker.results import complete
 from taskiq_supervise.broker.shared_memory import SharedMemoryBroker
-from taskiq_supervise.ipc import BoardWriter, DeadReason, LeaseLost
-from taskiq_supervise.worker.execution import Execution, forget
-from taskiq_supervise.worker.hints import Hints
+from taskiq_supervise.ipc import DeadReason, LeaseLost
+from taskiq_supervise.worker.failpoint import failpoint
+from taskiq_supervise.worker.tracking import TrackingReceiver
 
 logger = logging.getLogger("taskiq_supervise.worker")
 
@@ -42,18 +42,14 @@ LOOK_AGAIN = 0.05
 _WAYS = ("callback", "listen", "prefetcher", "runner")
 
 
-class SupervisedReceiver(Receiver):
+class SupervisedReceiver(TrackingReceiver):
     """Takes the same arguments as taskiq's receiver."""
 
-    board: BoardWriter | None = None
-    """Where others see what runs here; set before listening, as is the next."""
     on_listening: Callable[[], None] | None = None
     """Called once messages can come."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._executions: set[Execution] = set()
-        self._hints = Hints()
         self._in_flight: dict[asyncio.Task[None], Delivery] = {}
         self._alone: Delivery | None = None
         self._change: asyncio.Future[None] | None = None
@@ -137,6 +133,7 @@ class SupervisedReceiver(Receiver):
         while True:
             await self._until(self._may_take)
             lease = await attachment.claim()
+            failpoint("claim.after")
             delivery = attachment.take(lease, keep=broker.keeps_results, on_change=self._changed)
             try:
                 await self._until(self._may_take)
@@ -245,14 +242,16 @@ class SupervisedReceiver(Receiver):
         if self._is_leaving():
             delivery.release()
             return
+        failpoint("start.before")
         delivery.start()
+        failpoint("start.after")
         delivery.manual = ack_time is AcknowledgeType.MANUAL
         logger.info("Executing task %s with ID: %s", message.task_name, message.task_id)
         if ack_time is AcknowledgeType.WHEN_RECEIVED:
-            await delivery.ack()
+            await self._acknowledge(delivery)
         result = await self.run_task(task.original_func, message, AckController(delivery.ack))
         if ack_time is AcknowledgeType.WHEN_EXECUTED:
-            await delivery.ack()
+            await self._acknowledge(delivery)
         await self._save(broker, message, result)
         if delivery.manual and not delivery.acked:
             logger.warning(
@@ -261,8 +260,15 @@ class SupervisedReceiver(Receiver):
                 delivery.task_id,
             )
             return
+        failpoint("ack.before")
         # Without a result here: NoResultError (a retry), or another result backend has it.
         delivery.finish()
+        failpoint("ack.after")
+
+    async def _acknowledge(self, delivery: Delivery) -> None:
+        failpoint("ack.before")
+        await delivery.ack()
+        failpoint("ack.after")
 
     async def _save(
         self,
@@ -275,7 +281,10 @@ class SupervisedReceiver(Receiver):
                 await maybe_awaitable(middleware.post_execute(message, result))
         if isinstance(result.error, NoResultError):
             return
-        if not await self._set_result(broker, message.task_id, result):
+        failpoint("save.before")
+        saved = await self._set_result(broker, message.task_id, result)
+        failpoint("save.after")
+        if not saved:
             return
         try:
             for middleware in reversed(broker.middlewares):
@@ -316,47 +325,6 @@ class SupervisedReceiver(Receiver):
         except LeaseLost as lost:
             delivery.lost(lost)
 
-    # --- what runs -------------------------------------------------------------------------------
-
-    async def run_task(
-        self,
-        target: Callable[..., Any],
-        message: TaskiqMessage,
-        ack_controller: AckController | None = None,
-    ) -> TaskiqResult[Any]:
-        """taskiq's, on the board, and such that the task can be given back while it runs."""
-        if message.task_name not in self.known_tasks:
-            # Before `target` is wrapped: taskiq reads signature and dependencies from it.
-            self._prepare_task(message.task_name, target)
-        self._hints.keep_parsable(self.task_hints, message.task_name)
-        delivery = current_delivery.get() or await self._listened(message.task_id)
-        execution = Execution(target, delivery)
-        self._executions.add(execution)
-        board, entry, failed = self.board, -1, True
-        if board is not None:
-            attempt = delivery.lease.attempt if delivery is not None else 1
-            entry = board.begin(message.task_id, message.task_name, attempt)
-        running = super().run_task(execution.target, message, ack_controller)
-        frame = getattr(running, "cr_frame", None)
-        try:
-            result = await running
-            failed = result.is_err and not isinstance(result.error, NoResultError)
-            return result
-        finally:
-            self._executions.discard(execution)
-            forget(self.broker, message, frame)
-            if board is not None:
-                board.end(entry, failed=failed)
-
-    async def _listened(self, task_id: str) -> Delivery | None:
-        """The delivery of a message that came to a receiver with its own ways, by `listen()`."""
-        if not isinstance(self.broker, SharedMemoryBroker):
-            return None
-        attachment = await self.broker.attached()
-        delivery = None if attachment is None else attachment.held_as(task_id)
-        current_delivery.set(delivery)
-        return delivery
-
     async def give_back(self, patience: float) -> None:
         """Ends the code of async tasks without a trace of it: they run again, elsewhere.
 
@@ -368,12 +336,8 @@ class SupervisedReceiver(Receiver):
         if self._taking is not None:
             self._taking.cancel()
             await asyncio.wait({self._taking})
-        running = {
-            execution.give_back() for execution in self._executions if execution.can_give_back
-        }
-        busy = {execution.task for execution in self._executions if not execution.is_ending}
-        settling = {task for task in self._in_flight if task not in busy}
-        waits: set[asyncio.Future[None]] = {*running, *settling}
+        ends, busy = self.give_back_running()
+        waits: set[asyncio.Future[None]] = {*ends, *(self._in_flight.keys() - busy)}
         if waits:
             await asyncio.wait(waits, timeout=patience)
 

@@ -7,22 +7,23 @@ loses a task, and neither costs it a start.
 
 import asyncio
 import logging
-import multiprocessing
 import os
 import signal
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import uvloop
 from taskiq.acks import AcknowledgeType
 
 from taskiq_supervise.broker.shared_memory import SharedMemoryBroker
-from taskiq_supervise.ipc import Board
+from taskiq_supervise.ipc import BoardWriter
 from taskiq_supervise.worker.application import Application, user_traceback
 from taskiq_supervise.worker.config import WorkerConfig
+from taskiq_supervise.worker.deadlines import Deadlines
+from taskiq_supervise.worker.failpoint import failpoint
 from taskiq_supervise.worker.link import Link
-from taskiq_supervise.worker.process import begin_pool_process
+from taskiq_supervise.worker.order import ForkOrder
+from taskiq_supervise.worker.process_pool import ProcessPool
 from taskiq_supervise.worker.receiver import SupervisedReceiver, supervised
 
 if TYPE_CHECKING:
@@ -49,25 +50,23 @@ class Worker:
         application: Application,
         config: WorkerConfig,
         link: Link,
-        *,
-        slot: int,
-        generation: int,
-        board: str,
-        guardian: int,
-        supervisor_pid: int,
+        order: ForkOrder,
+        board: BoardWriter,
+        timer: int,
     ) -> None:
+        """timer: the timerfd for deadlines."""
         self._application = application
         self._broker = application.broker
         self._config = config
         self._link = link
-        self._slot = slot
-        self._generation = generation
-        self._board = Board.open(board)
-        self._guardian = guardian
-        self._supervisor_pid = supervisor_pid
+        self._order = order
+        self._board = board
+        self._timer = timer
+        self._ran = 0
         self._attachment: Attachment | None = None
         self._ordered = False
         """The supervisor wants this worker to stop, or is gone."""
+        self._go: asyncio.Event
         self._finish: asyncio.Event
         self._stop: asyncio.Event
 
@@ -80,30 +79,46 @@ class Worker:
         return loop.run_until_complete(self._live())
 
     async def _live(self) -> int:
+        self._go = asyncio.Event()
         self._finish = asyncio.Event()
         self._stop = asyncio.Event()
         self._handle_signals()
         self._link.listen(self._obey, self._stop_as_ordered)
-        writer = self._board.writer(self._slot)
-        writer.reset(os.getpid(), self._generation)
-        self._beat(writer.beat)
+        self._board.reset(os.getpid(), self._order.generation)
+        self._beat(self._board.beat)
         if not await self._boot():
             return 0 if self._stop.is_set() or self._finish.is_set() else BOOT_FAILED
+        failpoint("boot.after")
         try:
             receiver = self._receiver()
         except Exception as error:
             self._say_boot_failed("the receiver cannot be made", error)
             return BOOT_FAILED
-        receiver.board = writer
-        receiver.on_listening = partial(self._link.say, "ready")
+        receiver.on_listening = self._be_ready
+        if not await self._go_ahead():
+            await self._shut_down()
+            return 0
         return await self._work(receiver)
+
+    async def _go_ahead(self) -> bool:
+        """Waits until the supervisor knows of us: else a task that we took could be taken twice.
+
+        The zygote may die before it has answered, and then nobody looks after us.
+        """
+        waiters = [
+            asyncio.ensure_future(event.wait()) for event in (self._go, self._finish, self._stop)
+        ]
+        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+        for waiter in waiters:
+            waiter.cancel()
+        return self._go.is_set() and not self._stop.is_set()
 
     async def _boot(self) -> bool:
         """False: the broker did not start, or was not let."""
         self._broker.is_worker_process = True
         if isinstance(self._broker, SharedMemoryBroker):
-            self._broker.guardian = self._guardian
-            self._broker.worker_slot = self._slot
+            self._broker.guardian = self._order.guardian
+            self._broker.worker_slot = self._order.slot
         booting = asyncio.ensure_future(self._broker.startup())
         leaving = [asyncio.ensure_future(event.wait()) for event in (self._finish, self._stop)]
         await asyncio.wait([booting, *leaving], return_when=asyncio.FIRST_COMPLETED)
@@ -143,6 +158,7 @@ class Worker:
             elif not self._finish.is_set():
                 logger.warning("The broker has nothing more to listen to")
             self._link.say("drained")
+            failpoint("drain.after")
         else:
             self._explain_end()
             await receiver.give_back(GIVE_BACK_PATIENCE)
@@ -162,9 +178,10 @@ class Worker:
     def _receiver(self) -> SupervisedReceiver:
         config = self._config
         arguments: dict[str, Any] = dict(config.receiver_arg)
-        return supervised(self._application.receiver)(
+        deadlines = Deadlines(self._board, self._timer)
+        receiver = supervised(self._application.receiver)(
             broker=self._broker,
-            executor=self._executor(),
+            executor=self._executor(deadlines),
             validate_params=not config.no_parse,
             max_async_tasks=config.max_async_tasks,
             max_async_tasks_jitter=config.max_async_tasks_jitter,
@@ -174,16 +191,29 @@ class Worker:
             ack_type=AcknowledgeType(config.ack_type.lower()),
             **arguments,
         )
+        receiver.board = self._board
+        receiver.deadlines = deadlines
+        receiver.task_timeout = config.task_timeout
+        receiver.on_end = self._count
+        return receiver
 
-    def _executor(self) -> Executor:
+    def _executor(self, deadlines: Deadlines) -> Executor:
         if self._config.use_process_pool:
-            starts_them = multiprocessing.get_start_method() != "forkserver"
-            return ProcessPoolExecutor(
-                self._config.max_process_pool_processes,
-                initializer=begin_pool_process,
-                initargs=(os.getpid() if starts_them else 0,),
-            )
+            return ProcessPool(self._config.max_process_pool_processes, deadlines.begin)
         return ThreadPoolExecutor(self._config.max_threadpool_threads)
+
+    # --- what it says ----------------------------------------------------------------------------
+
+    def _be_ready(self) -> None:
+        failpoint("ready.before")
+        self._link.say("ready")
+        failpoint("ready.after")
+
+    def _count(self) -> None:
+        """A task has ended. It works on until it is told to drain: its replacement comes first."""
+        self._ran += 1
+        if self._ran == self._order.max_tasks:
+            self._link.say("worn", why="tasks")
 
     # --- what is asked of it ---------------------------------------------------------------------
 
@@ -206,19 +236,21 @@ class Worker:
         Only the supervisor plans. A signal may as well have come from a task, and then it counts as
         any other death: else the task would be started again without end.
         """
-        planned = self._ordered or os.getppid() != self._supervisor_pid
+        planned = self._ordered or os.getppid() != self._order.supervisor_pid
         if planned and self._attachment is not None:
             self._attachment.explain_end()
 
     def _terminate(self) -> None:
         """Sent: drain, the second time stop. From the kernel, the supervisor being gone: stop."""
-        if self._finish.is_set() or os.getppid() != self._supervisor_pid:
+        if self._finish.is_set() or os.getppid() != self._order.supervisor_pid:
             self._stop_now()
         else:
             self._drain()
 
     def _obey(self, order: str) -> None:
-        if order == "drain":
+        if order == "go":
+            self._go.set()
+        elif order == "drain":
             self._drain()
         elif order == "stop":
             self._stop_as_ordered()
@@ -227,6 +259,7 @@ class Worker:
 
     def _drain(self) -> None:
         if not self._finish.is_set():
+            failpoint("drain.before")
             self._finish.set()
             self._link.say("draining")
 

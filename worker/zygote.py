@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -30,17 +31,23 @@ from taskiq_supervise.broker.rule import broadcast_reason
 from taskiq_supervise.broker.shared_memory import SharedMemoryBroker
 from taskiq_supervise.ipc import Geometry
 from taskiq_supervise.ipc.framing import FramingError, LineDecoder, receive, send
+from taskiq_supervise.worker import log_style, stacks
 from taskiq_supervise.worker.application import Application, ApplicationError, load
-from taskiq_supervise.worker.child import ForkOrder, become_worker, leave_with
+from taskiq_supervise.worker.child import become_worker, leave_with
 from taskiq_supervise.worker.config import ConfigError, WorkerConfig
+from taskiq_supervise.worker.failpoint import failpoint
 from taskiq_supervise.worker.fork import fork_away
+from taskiq_supervise.worker.order import Descriptors, ForkOrder
 from taskiq_supervise.worker.process import (
     configure_logging,
     flush_output,
+    let_go_of_text,
     reset_signals,
     set_death_signal,
     set_title,
 )
+
+_FDS_OF_AN_ORDER = 3
 
 
 class Zygote:
@@ -88,10 +95,12 @@ class Zygote:
             )
             return
         set_title("zygote", config.app)
+        log_style.identify(instance=config.instance)
         configure_logging(config)
         if config.preload:
             self._application, answer = import_and_describe(config)
             reset_signals()
+            stacks.dump_to(stacks.STDERR)
             handle_signals()
         else:
             answer = describe_in_child(config, self._socket.fileno())
@@ -99,6 +108,7 @@ class Zygote:
         # write to their pages and so copy them.
         gc.collect()
         gc.freeze()
+        let_go_of_text()
         self._answer(answer)
 
     # --- fork ------------------------------------------------------------------------------------
@@ -106,24 +116,26 @@ class Zygote:
     def _fork(self, message: Mapping[str, Any]) -> None:
         order = ForkOrder.from_message(message)
         config = self._config
-        if config is None or not self._fds:
-            raise FramingError("an order to fork without a configuration or a link")
-        link = self._fds.popleft()
+        if config is None or len(self._fds) < _FDS_OF_AN_ORDER:
+            raise FramingError("an order to fork without a configuration or its descriptors")
+        descriptors = Descriptors(*(self._fds.popleft() for _ in range(_FDS_OF_AN_ORDER)))
         name = {"slot": order.slot, "generation": order.generation}
         foreign = (self._socket.fileno(), *self._fds)
         application = self._application
 
         def child(forked_by: int) -> NoReturn:
-            become_worker(order, forked_by, link, foreign, config, application)
+            become_worker(order, forked_by, descriptors, foreign, config, application)
 
+        failpoint("fork.before")
         try:
             pid = fork_away(child)
+            failpoint("fork.after")
         except OSError as error:
             self._answer({"op": "fork_failed", **name, "errno": error.errno, "message": str(error)})
         else:
             self._answer({"op": "forked", **name, "pid": pid})
         finally:
-            os.close(link)
+            descriptors.close()
 
     def _answer(self, message: Mapping[str, Any]) -> None:
         send(self._socket, message)
@@ -157,9 +169,26 @@ def import_and_describe(config: WorkerConfig) -> tuple[Application | None, dict[
     return application, {
         "op": "loaded",
         "transport": transport,
-        "threads": other_threads(),
+        "threads": threads_that_stay(),
         "broadcast": broadcast_reason(broker),
     }
+
+
+def threads_that_stay() -> list[str]:
+    """Names of the other threads that a fork would lose.
+
+    Some libraries end theirs before each fork and start them again when they are needed: OpenBLAS,
+    which numpy brings along, does. A fork whose child ends at once shows which: their threads are
+    gone then. Python's own never are.
+    """
+    if threading.active_count() == 1 and other_threads():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+            pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+    return other_threads()
 
 
 def other_threads() -> list[str]:
@@ -184,7 +213,7 @@ def describe_in_child(config: WorkerConfig, foreign_fd: int) -> dict[str, Any]:
         set_death_signal(signal.SIGKILL)
         leave_with(lambda: _report(config, outer))
     os.close(outer)
-    with open(inner, "rb") as pipe:
+    with stacks.of_child(pid), open(inner, "rb") as pipe:
         data = pipe.read()
     _, status = os.waitpid(pid, 0)
     if data:
@@ -230,6 +259,7 @@ def main(arguments: list[str] | None = None) -> Callable[[], int]:
     # It has nothing to give back, and may be stuck in the application's import. Workers are not
     # concerned: a fork clears it.
     set_death_signal(signal.SIGKILL)
+    stacks.dump_to(stacks.STDERR)  # an import that hangs shows where
     handle_signals()
 
     def serve() -> int:

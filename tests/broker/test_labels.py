@@ -17,7 +17,13 @@ from taskiq.result_backends.dummy import DummyResultBackend
 
 from taskiq_supervise.broker.errors import InvalidLabelError
 from taskiq_supervise.broker.formatter import FrameFormatter
-from taskiq_supervise.broker.labels import PassedDelay, Schedule, mark_delivered, settled
+from taskiq_supervise.broker.labels import (
+    PassedDelay,
+    Schedule,
+    hard_timeout,
+    mark_delivered,
+    settled,
+)
 
 NOW = 1_800_000_000.0
 """15 January 2027."""
@@ -89,8 +95,26 @@ def test_the_sender_says_how_long_it_waits_for_room() -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "limit"), [(5, 5), ("0.5", 0.5), (0, None), ("0", None), (None, 60), ("None", 60)]
+)
+def test_the_worker_reads_the_hard_limit_and_has_one_for_tasks_without(
+    value: object, limit: float | None
+) -> None:
+    assert hard_timeout({"hard_timeout": value}, 60) == limit
+    assert hard_timeout({}, 60) == 60
+    assert hard_timeout({}, None) is None
+    assert schedule(hard_timeout=value) == Schedule()
+
+
+@pytest.mark.parametrize(
     ("label", "value", "says"),
     [
+        ("hard_timeout", -1, "a number of seconds, 0 (no limit) or more"),
+        ("hard_timeout", math.nan, "a number of seconds"),
+        ("hard_timeout", math.inf, "a number of seconds"),
+        ("hard_timeout", 1e300, "a number of seconds"),
+        ("hard_timeout", "long", "a number of seconds"),
+        ("hard_timeout", True, "a number of seconds"),
         ("priority", 42, "an integer from 0 to 9"),
         ("priority", -1, "an integer from 0 to 9"),
         ("priority", 5.5, "an integer from 0 to 9"),

@@ -1,6 +1,7 @@
 """Options travel from the supervisor to the zygote unchanged, and impossible ones are refused."""
 
 import json
+import math
 import subprocess
 import sys
 from typing import Any
@@ -40,6 +41,14 @@ def test_defaults_are_taskiqs() -> None:
         ({"max_prefetch": -1}, "max_prefetch is -1"),
         ({"shutdown_timeout": -0.5}, "shutdown_timeout is -0.5"),
         ({"max_threadpool_threads": 0}, "max_threadpool_threads is 0"),
+        ({"log_style": "xml"}, "log_style is 'xml', not one of text, json"),
+        ({"task_timeout": 0.0}, "task_timeout is 0.0"),
+        ({"task_timeout": -1.0}, "task_timeout is -1.0"),
+        ({"task_timeout": math.inf}, "task_timeout is inf"),
+        ({"task_timeout": math.nan}, "task_timeout is nan"),
+        ({"nice": 20}, "nice is 20"),
+        ({"nice": -21}, "nice is -21"),
+        ({"pin": True, "use_process_pool": True}, "pin and use_process_pool"),
     ],
 )
 def test_impossible_options_are_refused_with_their_value(

@@ -18,7 +18,7 @@ from taskiq_supervise.broker.task import SharedMemoryKicker
 
 if TYPE_CHECKING:
     from taskiq.kicker import AsyncKicker
-    from tests.worker.conftest import Nursery
+    from tests.worker.conftest import Notes, Nursery
 
 Start = Callable[[str], "Nursery"]
 
@@ -39,6 +39,10 @@ def note(text):
 @broker.task(task_name="add")
 async def add(a: int, b: int) -> int:
     return a + b
+
+@broker.task(task_name="fail", retry_on_error=False)
+async def fail(a: int, b: int) -> None:
+    raise ValueError
 
 @broker.task(task_name="wait")
 async def wait(seconds: float) -> str:
@@ -89,31 +93,8 @@ async def down(state):
 """
 
 
-class Notes:
-    """What tasks say, as it happens."""
-
-    def __init__(self, path: Path) -> None:
-        os.mkfifo(path)
-        self._fd = os.open(path, os.O_RDWR)
-        self._file = os.fdopen(self._fd, closefd=False)
-
-    def next(self) -> str:
-        return self._file.readline().rstrip()
-
-    def close(self) -> None:
-        self._file.close()
-        os.close(self._fd)
-
-
 @pytest.fixture
-def notes(workdir: Path) -> Any:
-    notes = Notes(workdir / "notes")
-    yield notes
-    notes.close()
-
-
-@pytest.fixture
-def life(nursery: Start, notes: Notes) -> "Nursery":
+def life(nursery: Start, notes: "Notes") -> "Nursery":
     zygote = nursery(APP)
     assert zygote.load(log_level="WARNING")["op"] == "loaded"
     zygote.supervise("life")
@@ -142,7 +123,7 @@ async def test_a_worker_runs_tasks(life: "Nursery", client: SharedMemoryBroker) 
 
 @pytest.mark.parametrize("way", ["drain", signal.SIGTERM, signal.SIGINT])
 async def test_draining_finishes_what_runs(
-    life: "Nursery", client: SharedMemoryBroker, notes: Notes, way: Any
+    life: "Nursery", client: SharedMemoryBroker, notes: "Notes", way: Any
 ) -> None:
     worker = life.fork().wait_ready()
     task = await send(client, "wait", 0.05)
@@ -160,7 +141,7 @@ async def test_draining_finishes_what_runs(
 
 @pytest.mark.parametrize("way", ["stop", "two SIGTERMs", "the link's end"])
 async def test_stopping_gives_back_what_runs_and_costs_it_no_start(
-    life: "Nursery", client: SharedMemoryBroker, notes: Notes, way: str
+    life: "Nursery", client: SharedMemoryBroker, notes: "Notes", way: str
 ) -> None:
     os.mkfifo("gate")  # which nobody opens
     worker = life.fork().wait_ready()
@@ -177,7 +158,8 @@ async def test_stopping_gives_back_what_runs_and_costs_it_no_start(
         assert worker.next() == {"event": "draining"}
         worker.kill(signal.SIGTERM)
     assert [notes.next(), notes.next()] == ["cancelled", "cleaned up"]
-    assert worker.wait() == 0
+    # Without a supervisor it is the last deed of a worker to end its process group.
+    assert worker.wait() == (-signal.SIGKILL if way == "the link's end" else 0)
     assert Path("shutdown").exists()
     burial = life.bury(worker)
     assert set(burial.redelivered) == {waiting.task_id, blocking.task_id}
@@ -191,7 +173,7 @@ async def test_stopping_gives_back_what_runs_and_costs_it_no_start(
 
 
 async def test_a_task_that_is_given_back_sends_nothing_and_returns_nothing(
-    life: "Nursery", client: SharedMemoryBroker, notes: Notes
+    life: "Nursery", client: SharedMemoryBroker, notes: "Notes"
 ) -> None:
     worker = life.fork().wait_ready()
     await send(client, "stubborn")
@@ -204,7 +186,7 @@ async def test_a_task_that_is_given_back_sends_nothing_and_returns_nothing(
 
 
 async def test_what_was_given_back_runs_again_in_another_worker(
-    life: "Nursery", client: SharedMemoryBroker, notes: Notes
+    life: "Nursery", client: SharedMemoryBroker, notes: "Notes"
 ) -> None:
     worker = life.fork().wait_ready()
     task = await send(client, "wait", 0.3)
@@ -217,7 +199,7 @@ async def test_what_was_given_back_runs_again_in_another_worker(
 
 
 async def test_sigquit_is_the_end_at_once(
-    life: "Nursery", client: SharedMemoryBroker, notes: Notes
+    life: "Nursery", client: SharedMemoryBroker, notes: "Notes"
 ) -> None:
     worker = life.fork().wait_ready()
     await send(client, "wait", 60)
@@ -249,6 +231,21 @@ async def test_a_task_that_kills_its_worker_three_times_is_over_and_names_the_si
     assert (error.signal, error.worker, error.attempts) == (signal.SIGKILL, 2, 3)
 
 
+async def test_a_worker_that_has_run_enough_says_so_once_and_works_on(
+    life: "Nursery", client: SharedMemoryBroker
+) -> None:
+    worker = life.fork(max_tasks=2).wait_ready()
+    for count in range(1, 5):
+        task = await send(client, "add" if count % 2 else "fail", count, 1)
+        result = await task.wait_result(timeout=10)
+        assert result.return_value == (count + 1 if count % 2 else None)
+        if count == 2:
+            assert worker.next() == {"event": "worn", "why": "tasks"}
+    worker.order("drain")
+    assert [worker.next()["event"] for _ in range(2)] == ["draining", "drained"]
+    assert worker.wait() == 0
+
+
 async def test_a_start_that_fails_is_said_in_one_line_and_by_its_traceback(
     life: "Nursery",
 ) -> None:
@@ -277,7 +274,7 @@ async def test_a_worker_that_has_not_started_yet_can_be_stopped(nursery: Start) 
         assert worker.wait() == 0
 
 
-async def test_a_worker_ends_with_its_supervisor(workdir: Path, notes: Notes) -> None:
+async def test_a_worker_ends_with_its_supervisor(workdir: Path, notes: "Notes") -> None:
     """Killed, so that nothing is said: the link's end and the kernel's signal have to do."""
     (workdir / "app.py").write_text(APP)
     code = (
@@ -314,7 +311,7 @@ async def test_the_heartbeat_is_on_the_board(life: "Nursery") -> None:
     assert view.heartbeat > 0
 
 
-async def test_sync_tasks_in_a_process_pool(nursery: Start, notes: Notes, workdir: Path) -> None:
+async def test_sync_tasks_in_a_process_pool(nursery: Start, notes: "Notes", workdir: Path) -> None:
     zygote = nursery(
         APP + "\n@broker.task(task_name='where')\ndef where() -> int:\n    return os.getpid()\n"
     )
@@ -368,7 +365,7 @@ async def wait(seconds: float):
 
 
 async def test_with_another_broker_a_task_that_is_given_back_is_not_acknowledged(
-    nursery: Start, notes: Notes
+    nursery: Start, notes: "Notes"
 ) -> None:
     zygote = nursery(OTHER)
     zygote.load(log_level="WARNING")

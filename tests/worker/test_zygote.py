@@ -208,6 +208,19 @@ def test_an_order_that_is_none_ends_it_with_a_line_in_the_log(nursery: Start) ->
     assert "an order 'dance', which is unknown here" in zygote.log
 
 
+def test_a_worker_that_cannot_begin_says_why(nursery: Start) -> None:
+    """Before it is the runtime that does."""
+    zygote = nursery(
+        APP + "from taskiq_supervise.worker import child\n"
+        "def refuse(*_): raise RuntimeError('no CPU today')\n"
+        "child.pin_to_cpu = refuse\n"
+    )
+    zygote.load(pin=True)
+    assert zygote.fork().wait() == 1
+    assert "The worker could not begin" in zygote.log
+    assert "RuntimeError: no CPU today" in zygote.log
+
+
 def test_random_numbers_of_workers_differ(nursery: Start) -> None:
     zygote = nursery(
         APP + "import random, taskiq\n"

@@ -1,0 +1,54 @@
+"""What the supervisor says and hands over when it orders a worker."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ForkOrder:
+    """Which worker to fork."""
+
+    slot: int
+    """Its position in the pool, as people see it."""
+    generation: int
+    """Which of the slot's workers, one after the other."""
+    seat: int
+    """Its section of the board."""
+    max_tasks: int | None
+    """After so many it asks to be replaced."""
+    board: str
+    instance: str
+    guardian: int
+    """The supervisor's place in the queue; 0 if there is none."""
+    supervisor_pid: int
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any]) -> "ForkOrder":
+        """Raises KeyError, ValueError or TypeError for a message that is none."""
+        return cls(
+            slot=int(message["slot"]),
+            generation=int(message["generation"]),
+            seat=int(message["seat"]),
+            max_tasks=None if message["max_tasks"] is None else int(message["max_tasks"]),
+            board=str(message["board"]),
+            instance=str(message["instance"]),
+            guardian=int(message["guardian"]),
+            supervisor_pid=int(message["supervisor_pid"]),
+        )
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """What comes with an order, in this order."""
+
+    link: int
+    stacks: int
+    """The end of a pipe to write stacks to; it never blocks."""
+    timer: int
+    """A timerfd: it rings at the supervisor when a task is overdue."""
+
+    def close(self) -> None:
+        for fd in (self.link, self.stacks, self.timer):
+            os.close(fd)
