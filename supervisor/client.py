@@ -4,7 +4,7 @@
     Client("app-broker").status()["workers"]
 
 Plain blocking sockets with a time limit: a client is a short visit, and must end even when the
-supervisor it visits is stopped.
+supervisor it visits is stopped. Who waits for the end of a reload stays for as long as that takes.
 """
 
 import json
@@ -49,14 +49,40 @@ class Client:
         result: dict[str, Any] = self.request("status")
         return result
 
+    def reload(self, *, wait: bool = False, pool: str | None = None) -> dict[str, Any]:
+        """Let new workers with the code that is there now take over, in one pool or in all.
+
+        `wait`: until they have, or the old ones have stayed: then `ok` is false, `message` says
+        why, and so does each of `pools`, with its `traceback`. Without it `ok` is None.
+        """
+        arguments = {"wait": wait, "pool": pool}
+        result: dict[str, Any] = self._ask("reload", arguments, None if wait else self._timeout)
+        return result
+
+    def scale(
+        self, *, workers: int | None = None, by: int | None = None, pool: str | None = None
+    ) -> dict[str, Any]:
+        """Set the number of workers, or change it `by` some; `pool` may be left out if it is one.
+
+        Returns `pool`, and the number `before` and now as `workers`.
+        """
+        if (workers is None) == (by is None):
+            raise ValueError("either workers or by, not both")
+        size = {"workers": workers} if by is None else {"by": by}
+        result: dict[str, Any] = self.request("scale", **size, pool=pool)
+        return result
+
     def request(self, command: str, **arguments: Any) -> Any:
         """Send one command and return its result.
 
         Raises NotRunning, NotResponding, or ControlError with the supervisor's own words.
         """
+        return self._ask(command, arguments, self._timeout)
+
+    def _ask(self, command: str, arguments: dict[str, Any], patience: float | None) -> Any:
         line = json.dumps({"command": command, **arguments}).encode() + b"\n"
         try:
-            answer = json.loads(self._exchange(line))
+            answer = json.loads(self._exchange(line, patience))
         except TimeoutError as error:
             raise NotResponding(
                 f"{self.name} has not answered within {self._timeout:g} s"
@@ -67,7 +93,7 @@ class Client:
             raise ControlError(answer["error"])
         return answer["result"]
 
-    def _exchange(self, line: bytes) -> bytes:
+    def _exchange(self, line: bytes, patience: float | None) -> bytes:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(self._timeout)
             try:
@@ -85,6 +111,7 @@ class Client:
                 raise ControlError(f"{self.folder} is served by another user")
             try:
                 sock.sendall(line)
+                sock.settimeout(patience)
                 with sock.makefile("rb") as answers:
                     return answers.readline()
             except (BrokenPipeError, ConnectionResetError):
@@ -113,11 +140,10 @@ def _unresponsive(folder: Path, message: str) -> dict[str, Any]:
     return {
         "name": folder.name,
         "pid": pid,
+        "version": None,
+        "uptime": None,
         "state": "unresponsive",
         "message": message,
-        "app": None,
-        "transport": None,
-        "uptime": None,
-        "queue": None,
+        "pools": [],
         "workers": [],
     }

@@ -4,11 +4,13 @@
 
 The socket is 0600 in a folder that is 0700; the kernel's word for who is at the other end
 (SO_PEERCRED) is checked all the same, since a runtime directory can be given by hand. Whoever gets
-that far may still be slow, silent or broken: lines and connections are limited, every wait has an
-end, and the supervisor's own work goes on in the same loop meanwhile.
+that far may still be slow, silent or broken: lines and connections are limited, every wait for a
+client has an end, and the supervisor's own work goes on in the same loop meanwhile. A command may
+take its time, as a reload that somebody waits for; how long is its own affair.
 """
 
 import asyncio
+import inspect
 import json
 import os
 import socket
@@ -23,9 +25,12 @@ MAX_CONNECTIONS = 32
 PATIENCE = 10.0
 """Seconds for a client to send its next request, or to take an answer."""
 
+_BACKLOG = 8
+"""Without descriptors asyncio tries to accept as many in a row, with a traceback for each."""
 _UCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 Command = Callable[[Mapping[str, Any]], Any]
+"""From a request to something that JSON can express, or to an awaitable of it."""
 
 
 class CommandError(Exception):
@@ -41,7 +46,11 @@ def peer_uid(sock: socket.socket) -> int:
 
 
 class ControlServer:
-    """Answers `commands`, each a function from a request to something that JSON can express."""
+    """Answers each request by the command that it names.
+
+    A connection's requests are answered one after the other. The client of a command that waits may
+    close its side for sending meanwhile, as `nc` does, and still gets its answer.
+    """
 
     def __init__(self, commands: Mapping[str, Command], *, patience: float = PATIENCE) -> None:
         self._commands = commands
@@ -51,7 +60,7 @@ class ControlServer:
 
     async def start(self, listener: socket.socket) -> None:
         self._server = await asyncio.start_unix_server(
-            self._connected, sock=listener, limit=MAX_LINE
+            self._connected, sock=listener, limit=MAX_LINE, backlog=_BACKLOG
         )
 
     async def close(self) -> None:
@@ -94,7 +103,7 @@ class ControlServer:
                 refusal = _refusal(f"a request of more than {MAX_LINE} bytes")
                 await self._reply(writer, refusal)
                 return
-            await self._reply(writer, self._answer(line))
+            await self._reply(writer, await self._answer(line))
 
     async def _reply(self, writer: asyncio.StreamWriter, answer: Mapping[str, Any]) -> None:
         writer.write(json.dumps(answer, separators=(",", ":")).encode() + b"\n")
@@ -113,7 +122,7 @@ class ControlServer:
         finally:
             timer.cancel()
 
-    def _answer(self, line: bytes) -> Mapping[str, Any]:
+    async def _answer(self, line: bytes) -> Mapping[str, Any]:
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
@@ -126,7 +135,10 @@ class ControlServer:
             known = ", ".join(sorted(self._commands))
             return _refusal(f"unknown command {name!r}; known: {known}")
         try:
-            return {"ok": True, "result": command(request)}
+            result = command(request)
+            if inspect.isawaitable(result):
+                result = await result
+            return {"ok": True, "result": result}
         except CommandError as error:
             return _refusal(str(error))
 

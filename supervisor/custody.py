@@ -7,6 +7,7 @@ answers for nothing held, and redelivery is that broker's affair.
 """
 
 import logging
+import os
 from typing import Any
 
 from taskiq_supervise.ipc import (
@@ -19,8 +20,8 @@ from taskiq_supervise.ipc import (
     Role,
     TaskQueue,
 )
-from taskiq_supervise.supervisor.messages import Transport
-from taskiq_supervise.supervisor.model import EXIT_FAILED, EXIT_REFUSED, ExitStatus
+from taskiq_supervise.supervisor.core.messages import Transport
+from taskiq_supervise.supervisor.core.model import EXIT_FAILED, EXIT_REFUSED
 
 logger = logging.getLogger("taskiq_supervise.custody")
 
@@ -39,6 +40,11 @@ class Custody:
     def __init__(self) -> None:
         self.transport: Transport | None = None
         self._queue: AsyncTaskQueue | None = None
+
+    @property
+    def has_queue(self) -> bool:
+        """The application's queue is one of ours."""
+        return self._queue is not None
 
     @property
     def participant(self) -> int:
@@ -62,10 +68,11 @@ class Custody:
             try:
                 self._queue = await _supervise(transport, label, max_deliveries)
             except QueueBusy as error:
+                by = f"instance {error.label!r}, pid {error.pid}; stop it, or use another queue"
+                if error.pid == os.getpid():
+                    by = "another pool of this instance; give that one the workers of both"
                 raise CustodyRefused(
-                    f"queue {transport.name!r} is already supervised by instance "
-                    f"{error.label!r}, pid {error.pid}; stop that one, or use another queue",
-                    EXIT_REFUSED,
+                    f"queue {transport.name!r} is already supervised by {by}", EXIT_REFUSED
                 ) from error
             except QueueError as error:
                 raise CustodyRefused(str(error), EXIT_FAILED) from error
@@ -76,11 +83,27 @@ class Custody:
         if self._queue is not None:
             self._queue.queue.explain(pid)
 
-    def bury(self, slot: int, pid: int, status: ExitStatus) -> Burial:
+    def time_out(self, pid: int, task_id: str) -> bool:
+        """Once this process is dead, this task of its ends with an error, and is not run again.
+
+        False: it has ended meanwhile.
+        """
+        return self._queue is None or self._queue.queue.time_out(pid, task_id)
+
+    def set_aside(self, pid: int) -> None:
+        """It cannot answer its doorbell; what it was rung for is passed on."""
+        if self._queue is not None:
+            self._queue.queue.set_aside(pid)
+
+    def call_back(self, pid: int) -> None:
+        """It can again."""
+        if self._queue is not None:
+            self._queue.queue.call_back(pid)
+
+    def bury(self, pid: int, cause: DeathCause) -> Burial:
         """Give back what a reaped worker held."""
         if self._queue is None:
             return Burial()
-        cause = DeathCause(pid=pid, worker=slot, signal=status.signal, exit_code=status.code)
         try:
             return self._queue.queue.bury(pid, cause)
         except QueueError:

@@ -6,10 +6,12 @@
 
 import logging
 import sys
+from collections.abc import Mapping
 
 from taskiq_supervise.ipc import Burial
-from taskiq_supervise.supervisor.messages import Happening, Report
-from taskiq_supervise.supervisor.model import Reason
+from taskiq_supervise.supervisor.core.messages import Happening, Report, Transport
+from taskiq_supervise.supervisor.core.model import Reason
+from taskiq_supervise.worker.log_style import formatter
 
 logger = logging.getLogger("taskiq_supervise")
 
@@ -22,21 +24,85 @@ class _Process(logging.Filter):
         return True
 
 
-def configure(level: str, log_format: str) -> None:
-    """Log to stderr in the format that the workers use too."""
+def configure(level: str, log_format: str, style: str) -> None:
+    """Log to stderr in the format that the workers use too. style: `text` or `json`."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(log_format))
+    handler.setFormatter(formatter(style, log_format))
     handler.addFilter(_Process())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
 
 
-def write(report: Report) -> None:
-    """Put a report into the log."""
-    level, text = render(report)
-    trace = "" if report.traceback is None else "\n" + report.traceback.rstrip("\n")
-    logger.log(level, "%s%s", text, trace)
+class Journal:
+    """The log of one pool; `name` is empty where there is only one."""
+
+    def __init__(self, name: str = "") -> None:
+        self._pool = f"pool={name} " if name else ""
+        self._name = name
+
+    def write(self, report: Report) -> None:
+        level, text = render(report)
+        self._log(level, text, _facts(report), report.traceback)
+
+    def refusal(self, report: Report) -> str:
+        """The last word of a start that failed."""
+        return self._pool + report.detail
+
+    def burial(self, slot: int, generation: int, pid: int, buried: Burial) -> None:
+        """What became of the tasks that a dead worker held."""
+        for tasks, level, fate in (
+            (buried.redelivered, logging.WARNING, "given back"),
+            (buried.timed_out, logging.ERROR, "ran out of time, ended with an error"),
+            (buried.dead, logging.ERROR, "started too often, dead letter"),
+            (buried.lost, logging.ERROR, "acknowledged before, lost"),
+        ):
+            if tasks:
+                text = f"held {_tasks(tasks)}: {fate}"
+                self._about(level, slot, generation, pid, text, tasks=list(tasks))
+
+    def stacks(self, slot: int, generation: int, pid: int, text: str) -> None:
+        shown = text.rstrip("\n")
+        self._about(logging.WARNING, slot, generation, pid, f"stands at\n{shown}", stacks=shown)
+
+    def nonsense(self, slot: int, generation: int, message: object) -> None:
+        self._about(logging.WARNING, slot, generation, 0, f"said {message!r}")
+
+    def link_ended(self, slot: int, generation: int, reason: str | None) -> None:
+        if reason is not None:
+            self._about(logging.WARNING, slot, generation, 0, f"said {reason}")
+
+    def queue(self, transport: Transport, counts: Mapping[str, int]) -> None:
+        found = ("ready", "delayed", "dead", "capacity")
+        self._log(
+            logging.INFO,
+            "queue {!r} in {}: {} waiting, {} delayed, {} dead, room for {}".format(
+                transport.name, transport.directory, *(counts[key] for key in found)
+            ),
+            {"queue": transport.name},
+        )
+
+    def note(self, text: str, level: int = logging.INFO) -> None:
+        self._log(level, text, {})
+
+    def _about(
+        self, level: int, slot: int, generation: int, pid: int, text: str, **facts: object
+    ) -> None:
+        who = _identity(slot, generation, pid)
+        self._log(level, f"{who} {text}", {**_worker(slot, generation, pid), **facts})
+
+    def _log(
+        self, level: int, text: str, facts: Mapping[str, object], trace: str | None = None
+    ) -> None:
+        extra = {**({"pool": self._name} if self._name else {}), **facts}
+        if not logger.isEnabledFor(level):
+            return
+        record = logger.makeRecord(
+            logger.name, level, __file__, 0, "%s%s", (self._pool, text), None, extra=extra
+        )
+        # Where logging itself keeps the text of an exception that somebody else has formatted.
+        record.exc_text = None if trace is None else trace.rstrip("\n")
+        logger.handle(record)
 
 
 def render(report: Report) -> tuple[int, str]:
@@ -47,20 +113,36 @@ def render(report: Report) -> tuple[int, str]:
     who = _identity(report.slot, report.generation, report.pid)
     plural = "" if report.detail == "1" else "s"
     text = template.format(
-        r=report, who=who, again=_again(report), stop=_STOP.get(report.detail), s=plural
+        r=report,
+        who=who,
+        again=_again(report),
+        stop=_STOP.get(report.detail),
+        s=plural,
+        why="" if report.reason is None else _WHY[report.reason],
     )
     return level, text
 
 
-def burial(slot: int, generation: int, pid: int, buried: Burial) -> None:
-    """What became of the tasks that a dead worker held."""
-    who = _identity(slot, generation, pid)
-    if buried.redelivered:
-        logger.warning("%s held %s: given back", who, _tasks(buried.redelivered))
-    if buried.dead:
-        logger.error("%s held %s: started too often, dead letter", who, _tasks(buried.dead))
-    if buried.lost:
-        logger.error("%s held %s: acknowledged before, lost", who, _tasks(buried.lost))
+def _facts(report: Report) -> dict[str, object]:
+    """The same for programs: fields of a line in JSON."""
+    facts: dict[str, object] = {"event": report.what.name.lower()}
+    if report.slot is not None:
+        facts |= _worker(report.slot, report.generation, report.pid)
+    elif report.generation:
+        facts["zygote"] = report.generation
+    if report.reload is not None:
+        facts["reload"] = report.reload
+    if report.reason is not None:
+        facts["reason"] = report.reason.value
+    if report.status is not None:
+        facts["exit"] = str(report.status)
+    if report.delay is not None:
+        facts["delay"] = round(report.delay, 3)
+    return facts
+
+
+def _worker(slot: int, generation: int, pid: int) -> dict[str, object]:
+    return {"worker": slot, "gen": generation, **({"worker_pid": pid} if pid else {})}
 
 
 def _identity(slot: int | None, generation: int, pid: int) -> str:
@@ -100,6 +182,34 @@ _WORDS = {
     Happening.WORKER_STOPPING: (logging.WARNING, "{who} {r.detail}: gives them back"),
     Happening.WORKER_KILLED: (logging.WARNING, "{who} {r.detail}: killed"),
     Happening.WORKER_EXITED: (logging.INFO, "{who} {r.status}{again}"),
+    Happening.WORKER_HUNG: (
+        logging.WARNING,
+        "{who} hangs: its event loop has been blocked for {r.detail} s",
+    ),
+    Happening.WORKER_RECOVERED: (
+        logging.WARNING,
+        "{who} goes on: its event loop was blocked for {r.detail} s",
+    ),
+    Happening.WORKER_STOPPED: (
+        logging.WARNING,
+        "{who} was stopped by a signal: what it runs stands still until a SIGCONT",
+    ),
+    Happening.WORKER_CONTINUED: (logging.WARNING, "{who} was continued"),
+    Happening.WORKER_OVERDUE: (
+        logging.ERROR,
+        "{who} ran beyond the hard time limit of {r.detail}: replaced",
+    ),
+    Happening.WORKER_WORN: (logging.INFO, "{who} {r.detail}: to be recycled"),
+    Happening.WORKER_REPLACED: (logging.INFO, "{who} drains: {why}; its successor is ready"),
+    Happening.RELOAD_STARTED: (logging.INFO, "reload {r.reload}: importing the new code"),
+    Happening.RELOAD_DONE: (logging.INFO, "reload {r.reload} done: {r.detail} worker{s}"),
+    Happening.RELOAD_FAILED: (
+        logging.ERROR,
+        "reload {r.reload} rolled back, the old code goes on: {r.detail}",
+    ),
+    Happening.RELOAD_ENDED: (logging.INFO, "reload {r.reload}: nothing is left of the new code"),
+    Happening.SCALED: (logging.INFO, "scaled {r.detail}"),
+    Happening.SCALE_REFUSED: (logging.ERROR, "stays at one worker: {r.detail}"),
     Happening.POOL_READY: (logging.INFO, "ready: {r.detail} worker{s}"),
     Happening.STOP_REQUESTED: (logging.INFO, "{stop}"),
     Happening.POOL_DRAINING: (logging.INFO, "draining: {r.detail} worker{s}; no task is taken"),
@@ -109,8 +219,27 @@ _WORDS = {
 _EXITED = {
     Reason.CRASH: (logging.ERROR, "{who} {r.status}{again}"),
     Reason.BOOT: (logging.ERROR, "{who} could not start: {r.detail}{again}"),
+    Reason.OOM: (logging.ERROR, "{who} {r.status}: out of memory{again}"),
+    Reason.HANG: (logging.ERROR, "{who} {r.status}: its event loop was blocked{again}"),
+    Reason.TIMEOUT: (logging.WARNING, "{who} {r.status}: a task ran out of time{again}"),
     Reason.OPERATOR: (logging.INFO, "{who} {r.status}{again}"),
+    Reason.RECYCLE: (logging.INFO, "{who} {r.status}: recycled"),
+    Reason.RELOAD: (logging.INFO, "{who} {r.status}: reload"),
+    Reason.SCALE: (logging.INFO, "{who} {r.status}: scaled down"),
     Reason.STOP: (logging.INFO, "{who} {r.status}"),
+}
+
+_WHY = {
+    Reason.CRASH: "it crashed",
+    Reason.BOOT: "it did not start",
+    Reason.OOM: "out of memory",
+    Reason.HANG: "its event loop is blocked",
+    Reason.TIMEOUT: "a task ran out of time",
+    Reason.OPERATOR: "somebody told it to",
+    Reason.RECYCLE: "it is recycled",
+    Reason.RELOAD: "reload",
+    Reason.SCALE: "the pool shrinks",
+    Reason.STOP: "the supervisor stops",
 }
 
 

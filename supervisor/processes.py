@@ -8,6 +8,8 @@ SIGCHLD is left for children nobody told us about: the supervisor is a child sub
 PID 1 of a container), so whatever the workers' own children leave behind comes to it. They are
 reaped and not interpreted. One exception: while an answer to a fork is outstanding, an unknown
 zombie may be that very worker, dead before the zygote could name it; it is left alone until then.
+SIGCHLD tells of job control as well: a child that was stopped or continued does not exit, so its
+pidfd stays silent, but waitid says so.
 
 A process group is killed before its leader is reaped: once the leader is gone its number may be
 used again, and a pidfd cannot signal a group (PIDFD_SIGNAL_PROCESS_GROUP needs Linux 6.9).
@@ -21,7 +23,7 @@ import signal
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
-from taskiq_supervise.supervisor.model import ExitStatus
+from taskiq_supervise.supervisor.core.model import ExitStatus
 
 logger = logging.getLogger("taskiq_supervise.processes")
 
@@ -64,10 +66,19 @@ def _resettable() -> Iterable[signal.Signals]:
 class Child:
     """A process of ours until it is reaped; afterwards signals go nowhere."""
 
-    def __init__(self, pid: int, pidfd: int, on_exit: Callable[[ExitStatus], None]) -> None:
+    def __init__(
+        self,
+        pid: int,
+        pidfd: int,
+        on_exit: Callable[[ExitStatus], None],
+        on_stop: Callable[[bool], None] | None = None,
+    ) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.on_exit = on_exit
+        self.on_stop = on_stop
+        self.stopped = False
+        """By a signal, as far as we have been told."""
         self.gone = False
 
     def signal(self, number: signal.Signals) -> None:
@@ -95,22 +106,38 @@ class Children:
         self._fork_outstanding = fork_outstanding
         self._known: dict[int, Child] = {}
 
-    def adopt(self, pid: int, on_exit: Callable[[ExitStatus], None]) -> Child:
-        """Watch a child; `on_exit` is called once, from the loop, also if it is dead already."""
+    def adopt(
+        self,
+        pid: int,
+        on_exit: Callable[[ExitStatus], None],
+        on_stop: Callable[[bool], None] | None = None,
+    ) -> Child:
+        """Watch a child; `on_exit` is called once, from the loop, also if it is dead already.
+
+        `on_stop` is called with True when a signal stopped it and with False when it was continued,
+        in turns; after its exit no more. Also if it is stopped already.
+        """
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
-            child = Child(pid, -1, on_exit)
+            child = Child(pid, -1, on_exit, on_stop)
             child.gone = True
             self._loop.call_soon(on_exit, ExitStatus())
             return child
-        child = Child(pid, pidfd, on_exit)
+        child = Child(pid, pidfd, on_exit, on_stop)
         self._known[pid] = child
         self._loop.add_reader(pidfd, self._ended, child)
+        # Its SIGCHLD may have come before it was known.
+        self._loop.call_soon(self._look_for_stops, child)
         return child
 
     def sweep(self) -> None:
-        """Reap children that nobody knows. To be called on SIGCHLD and after answers to forks."""
+        """Reap children that nobody knows, and see who was stopped or continued.
+
+        To be called on SIGCHLD and after answers to forks.
+        """
+        for child in list(self._known.values()):
+            self._look_for_stops(child)
         while True:
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -139,6 +166,29 @@ class Children:
     def close(self) -> None:
         for child in list(self._known.values()):
             self._forget(child)
+
+    def _look_for_stops(self, child: Child) -> None:
+        if child.on_stop is None:
+            return
+        while not child.gone:
+            try:
+                found = os.waitid(os.P_PIDFD, child.pidfd, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
+            except ChildProcessError:  # a zombie, or not our child: its end is told elsewhere
+                return
+            if found is None:
+                return
+            stopped = found.si_code == os.CLD_STOPPED
+            # The kernel keeps the last change only: stopped again means that it ran in between,
+            # and continued may be all that is left of a short stop.
+            if stopped and child.stopped:
+                self._tell_stop(child, stopped=False)
+            if stopped != child.stopped:
+                self._tell_stop(child, stopped=stopped)
+
+    def _tell_stop(self, child: Child, *, stopped: bool) -> None:
+        if not child.gone and child.on_stop is not None:
+            child.stopped = stopped
+            child.on_stop(stopped)
 
     def _ended(self, child: Child) -> None:
         if child.gone:

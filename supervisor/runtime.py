@@ -28,7 +28,8 @@ from pathlib import Path
 ENVIRONMENT_VARIABLE = "TASKIQ_SUPERVISE_RUNTIME_DIR"
 SOCKET_NAME = "control.sock"
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
-_FILES = (SOCKET_NAME, "board", "pid")
+_BOARD = "board"
+_FILES = (SOCKET_NAME, "pid")
 
 
 class RuntimeDirectoryError(Exception):
@@ -112,9 +113,9 @@ class Instance:
             raise _unusable(folder, error) from error
         return instance
 
-    @property
-    def board(self) -> Path:
-        return self.folder / "board"
+    def board(self, pool: str) -> Path:
+        """Of a pool; the name is empty where there is only one."""
+        return self.folder / (f"{_BOARD}-{pool}" if pool else _BOARD)
 
     def listen(self) -> socket.socket:
         """The control socket: for this user only."""
@@ -150,9 +151,9 @@ class Instance:
         os.close(self._lock)
 
     def _clear(self) -> None:
-        for file in _FILES:
+        for file in (*(self.folder / name for name in _FILES), *self.folder.glob(f"{_BOARD}*")):
             with suppress(FileNotFoundError):
-                (self.folder / file).unlink()
+                file.unlink()
 
 
 def instances(base: Path | None = None) -> Iterator[Path]:

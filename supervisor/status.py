@@ -7,28 +7,17 @@ Counters belong to the worker slot and outlive its workers, so that a sum over t
 fall when a worker is replaced; uptime, pid and what runs belong to the worker that is there now.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from taskiq_supervise.ipc import Board, WorkerView
-from taskiq_supervise.supervisor.messages import Transport
-from taskiq_supervise.supervisor.model import Pool, Worker, WorkerState
+from taskiq_supervise.supervisor.core.messages import Transport
+from taskiq_supervise.supervisor.core.model import Pool, Worker, WorkerState
 from taskiq_supervise.supervisor.usage import Usage
 
 _NO_USAGE = Usage(None, None)
 _WAITING = {WorkerState.BACKOFF, WorkerState.QUARANTINED}
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What does not change while an instance runs."""
-
-    name: str
-    pid: int
-    app: str
-    version: str
-    started: float
 
 
 class Tallies:
@@ -40,7 +29,7 @@ class Tallies:
 
     def view(self, worker: Worker) -> WorkerView | None:
         """What the present worker wrote; None before it has written anything."""
-        view = self._board.read(worker.slot)
+        view = self._board.read(worker.seat)
         return view if worker.generation and view.generation == worker.generation else None
 
     def of(self, worker: Worker) -> tuple[int, int]:
@@ -58,35 +47,46 @@ class Tallies:
         return self._before[worker.slot] != before
 
 
-def snapshot(
-    identity: Identity,
-    pool: Pool,
-    tallies: Tallies,
-    transport: Transport | None,
-    queue: Mapping[str, int] | None,
-    measure: Callable[[dict[int, float]], dict[int, Usage]],
-    now: float,
-) -> dict[str, Any]:
-    """All times in seconds; `now` and the pool's times are of the same clock."""
-    usage = measure({worker.pid: worker.started for worker in pool.workers if worker.alive})
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """What there is to know of one pool."""
+
+    name: str
+    app: str
+    pool: Pool
+    tallies: Tallies
+    transport: Transport | None
+    queue: Mapping[str, int] | None
+
+
+def pool_status(view: PoolView) -> dict[str, Any]:
+    """One pool, without its workers."""
+    pool, transport = view.pool, view.transport
+    reload = pool.reload
+    shm = transport if transport is not None and transport.kind == "shm" else None
     return {
-        "name": identity.name,
-        "pid": identity.pid,
+        "name": view.name,
+        "app": view.app,
         "state": pool.phase,
         "message": _message(pool),
-        "app": identity.app,
-        "version": identity.version,
         "transport": None if transport is None else _transport(transport),
-        "queue_name": transport.name if transport and transport.kind == "shm" else None,
-        "queue_directory": transport.directory if transport and transport.kind == "shm" else None,
-        "uptime": round(now - identity.started, 3),
+        "queue_name": None if shm is None else shm.name,
+        "queue_directory": None if shm is None else shm.directory,
+        "queue": None if view.queue is None else dict(view.queue),
         "zygote": {"state": pool.zygote.state.value, "generation": pool.zygote.generation},
-        "queue": None if queue is None else dict(queue),
-        "workers": [
-            _worker(worker, tallies, usage.get(worker.pid, _NO_USAGE), now)
-            for worker in pool.workers
-        ],
+        "target": pool.target,
+        "min_workers": pool.settings.min_workers,
+        "max_workers": pool.settings.max_workers,
+        "reload": None if reload is None else reload.stage.value,
     }
+
+
+def worker_statuses(view: PoolView, usage: Mapping[int, Usage], now: float) -> list[dict[str, Any]]:
+    """usage: by pid. All times in seconds; `now` and the pool's times are of the same clock."""
+    return [
+        {"pool": view.name, **_worker(worker, view.tallies, usage.get(worker.pid, _NO_USAGE), now)}
+        for worker in view.pool.workers
+    ]
 
 
 def _worker(worker: Worker, tallies: Tallies, usage: Usage, now: float) -> dict[str, Any]:
@@ -96,6 +96,8 @@ def _worker(worker: Worker, tallies: Tallies, usage: Usage, now: float) -> dict[
         "slot": worker.slot,
         "pid": worker.pid if worker.alive else None,
         "state": worker.state.value,
+        "health": worker.health.value if worker.alive else None,
+        "reason": None if worker.reason is None else worker.reason.value,
         "generation": worker.generation,
         "uptime": round(now - worker.started, 3) if worker.alive else None,
         "restarts": worker.restarts,
@@ -112,6 +114,9 @@ def _worker(worker: Worker, tallies: Tallies, usage: Usage, now: float) -> dict[
                 "task_name": task.task_name,
                 "elapsed": round(max(0.0, now - task.started), 3),
                 "attempt": task.attempt,
+                "remaining": (
+                    None if task.deadline is None else round(max(0.0, task.deadline - now), 3)
+                ),
             }
             for task in (view.running if view is not None else ())
         ],
@@ -134,7 +139,5 @@ def _message(pool: Pool) -> str | None:
         return f"the application cannot be loaded again: {pool.zygote.error}"
     waiting = [worker for worker in pool.workers if worker.boot_error is not None]
     if waiting:
-        return (
-            f"{len(waiting)} of {len(pool.workers)} workers cannot start: {waiting[0].boot_error}"
-        )
+        return f"{len(waiting)} of {pool.target} workers cannot start: {waiting[0].boot_error}"
     return None

@@ -13,14 +13,15 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from taskiq_supervise.supervisor import messages as m
+from taskiq_supervise.supervisor.core import messages as m
+from taskiq_supervise.supervisor.core.model import ExitStatus
 from taskiq_supervise.supervisor.links import Channel
-from taskiq_supervise.supervisor.model import ExitStatus
 from taskiq_supervise.supervisor.processes import Children, spawn
 
 MODULE = "taskiq_supervise.worker.zygote"
 # Its socket closes when it exits; the exit says more, and comes within this time if it comes.
 _EXIT_FOLLOWS = 1.0
+_STACKS_PATIENCE = 0.3
 
 
 def understand(message: Mapping[str, Any], generation: int) -> m.Event:
@@ -49,7 +50,12 @@ def _understand(message: Mapping[str, Any], generation: int) -> m.Event:
                 traceback=None if traceback is None else str(traceback),
             )
         case "forked":
-            return m.Forked(int(message["slot"]), int(message["generation"]), int(message["pid"]))
+            return m.Forked(
+                int(message["slot"]),
+                int(message["generation"]),
+                int(message["pid"]),
+                jitter=random.random(),
+            )
         case "fork_failed":
             return m.ForkFailed(
                 int(message["slot"]),
@@ -90,13 +96,18 @@ class ZygoteProcess:
         self._loop = loop
         self._post = post
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        spare = -1
         try:
+            # Should there be none left when it is there, it could not be watched.
+            spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
             pid = spawn(_command(theirs.fileno()), os.environ, theirs.fileno())
         except OSError:
             ours.close()
             raise
         finally:
             theirs.close()
+            if spare >= 0:
+                os.close(spare)
         self._channel = Channel(loop, ours, self._on_message, self._on_end)
         self._child = children.adopt(pid, self._on_exit)
         self._channel.start()
@@ -106,17 +117,22 @@ class ZygoteProcess:
     def pid(self) -> int:
         return self._child.pid
 
-    def fork(self, request: Mapping[str, Any], link_fd: int) -> None:
-        """`link_fd` is the worker's end of its link; it is closed here once it is sent."""
-        self._channel.send({"op": "fork", **request}, (link_fd,))
+    def fork(self, request: Mapping[str, Any], fds: tuple[int, int, int]) -> None:
+        """fds: the worker's link, the pipe for its stacks, its timer; closed here once sent."""
+        self._channel.send({"op": "fork", **request}, fds)
 
     def end(self) -> None:
         """The end of its socket and SIGTERM both mean: exit. One of them always reaches it."""
         self._channel.close()
         self._child.signal(signal.SIGTERM)
 
-    def kill(self) -> None:
-        self._child.kill_group()
+    def kill(self, *, dump: bool = False) -> None:
+        """SIGKILL its group; `dump`: once it has had time to write its stacks to stderr."""
+        if dump:
+            self._child.signal(signal.SIGUSR1)
+            self._loop.call_later(_STACKS_PATIENCE, self._child.kill_group)
+        else:
+            self._child.kill_group()
 
     def _on_message(self, message: dict[str, Any]) -> None:
         self._post(understand(message, self.generation))

@@ -6,21 +6,29 @@ before a process is started is a usage error (exit status 2) here. Only the comm
 import rich; the supervisor's own process stays small.
 """
 
+from __future__ import annotations
+
+import difflib
 import json
-import logging
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 import taskiq_supervise
-from taskiq_supervise.supervisor.dead_commands import dead
-from taskiq_supervise.supervisor.failure import leave
-from taskiq_supervise.supervisor.model import EXIT_FAILED, EXIT_REFUSED
-from taskiq_supervise.supervisor.options import RunCommand, application, run_options
-from taskiq_supervise.supervisor.queue_commands import queue
+from taskiq_supervise.supervisor.commands.control_commands import reload, scale
+from taskiq_supervise.supervisor.commands.dead_commands import dead
+from taskiq_supervise.supervisor.commands.failure import EXIT_NOT_RUNNING, leave
+from taskiq_supervise.supervisor.commands.grouped_options import RunCommand
+from taskiq_supervise.supervisor.commands.options import application, run_options
+from taskiq_supervise.supervisor.commands.queue_commands import queue
+from taskiq_supervise.supervisor.core.model import EXIT_FAILED, EXIT_REFUSED, EXIT_USAGE
 
-EXIT_NOT_RUNNING = 3
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from taskiq_supervise.supervisor.plan import Plan
 
 
 class DefaultToRun(click.Group):
@@ -28,14 +36,15 @@ class DefaultToRun(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = {"--help", "-h", "--version"}
-        if not args:
-            raise click.UsageError("say which application to run, as module:variable", ctx)
-        if args[0] not in self.commands and args[0] not in own:
+        first = args[0] if args else "-"
+        if first not in self.commands and first not in own:
+            if not first.startswith("-") and ":" not in first:
+                raise click.UsageError(_unknown(first, self.commands), ctx)
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write_usage(ctx.command_path, "module:broker [MODULES]... [OPTIONS]")
+        formatter.write_usage(ctx.command_path, "[module:broker [MODULES]...] [OPTIONS]")
         formatter.write_usage(ctx.command_path, "COMMAND [ARGS]...", prefix=" " * 7)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -44,6 +53,14 @@ class DefaultToRun(click.Group):
         run = self.commands["run"]
         assert isinstance(run, RunCommand)
         run.format_groups(click.Context(run, ctx, info_name="run"), formatter)
+
+
+def _unknown(word: str, commands: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(commands), n=1)
+    return (
+        f"{word!r} is neither a command nor an application written as module:variable, "
+        f"for example {f'{word}:broker' if not close else close[0]}"
+    )
 
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -60,7 +77,10 @@ def cli() -> None:
     \b
       taskiq-supervise app:broker                   two workers for `broker` in app.py
       taskiq-supervise app:broker app.tasks -w 4    four; import app/tasks.py for its tasks too
+      taskiq-supervise                              what taskiq-supervise.toml says
       taskiq-supervise status                       who works on what, right now
+      taskiq-supervise reload --wait                replace the workers, for new code
+      taskiq-supervise scale +1                     one more worker
       taskiq-supervise queue list                   the queues, and what waits in them
       taskiq-supervise dead list default            tasks of a queue that could not be run
 
@@ -68,41 +88,80 @@ def cli() -> None:
 
     The options are those of `taskiq worker`, and more; they may come before or after the
     arguments. Each can also be set in the environment, --graceful-timeout for example as
-    TASKIQ_SUPERVISE_GRACEFUL_TIMEOUT.
+    TASKIQ_SUPERVISE_GRACEFUL_TIMEOUT, and in taskiq-supervise.toml as graceful-timeout.
     """
 
 
 @cli.command(cls=RunCommand, context_settings=CONTEXT)
 @application
 @run_options
-def run(**values: Any) -> None:
+@click.pass_context
+def run(ctx: click.Context, /, **values: Any) -> None:
     """Start workers for an application and look after them (the default command).
 
     `module:broker` names a broker, or a function that returns one; MODULES are imported too, for
-    the tasks in them. Exit status: 0 stopped as asked, 2 wrong usage, 3 the application cannot be
-    loaded, 4 its name or its queue already has a supervisor.
+    the tasks in them. Both may stand in the configuration file. Exit status: 0 stopped as asked, 2
+    wrong usage, 3 the application cannot be loaded, 4 its name or its queue already has a
+    supervisor.
     """
+    plan = plan_for(ctx, values)
+    if values["check_config"]:
+        _describe(plan)
+        return
     from taskiq_supervise.supervisor import journal
-    from taskiq_supervise.supervisor.options import build
     from taskiq_supervise.supervisor.runtime import AlreadyRunning, Instance, RuntimeDirectoryError
     from taskiq_supervise.supervisor.shell import supervise
+    from taskiq_supervise.supervisor.watching import WatchError
 
-    run_, name = build(values)
-    journal.configure(run_.config.log_level, run_.config.log_format)
+    journal.configure(plan.log_level, plan.log_format, plan.log_style)
+    if values["max_fails"] > 0:
+        journal.logger.warning("--max-fails has no effect: failing workers are never given up")
     try:
-        instance = Instance.claim(name)
+        instance = Instance.claim(plan.name)
     except AlreadyRunning as error:
         leave(str(error), EXIT_REFUSED)
     except RuntimeDirectoryError as error:
         leave(str(error), EXIT_FAILED)
     try:
-        code = supervise(run_, instance)
+        code = supervise(plan, instance)
+    except WatchError as error:
+        leave(str(error), EXIT_FAILED)
     except OSError as error:
-        logging.getLogger("taskiq_supervise").debug("cannot go on", exc_info=True)
+        journal.logger.debug("cannot go on", exc_info=True)
         leave(f"cannot go on: {error}", EXIT_FAILED)
     finally:
         instance.close()
     sys.exit(code)
+
+
+def plan_for(ctx: click.Context, values: dict[str, Any]) -> Plan:
+    """What `run` was asked for, here and in the configuration file. Leaves when it is wrong."""
+    from taskiq_supervise.supervisor.commands.configuration import ConfigurationError, load
+    from taskiq_supervise.supervisor.commands.planning import PlanError, build
+
+    said = {ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT}
+    given = {
+        name
+        for name, value in values.items()
+        if ctx.get_parameter_source(name) in said and value not in (None, ())
+    }
+    try:
+        configuration = None if values["no_config"] else load(ctx, values["config"])
+        return build(values, configuration, given)
+    except ConfigurationError as error:
+        leave(str(error), EXIT_USAGE)
+    except PlanError as error:
+        raise click.UsageError(str(error), ctx) from None
+
+
+def _describe(plan: Plan) -> None:
+    click.echo(f"instance {plan.name}")
+    for pool in plan.pools:
+        its = pool.settings
+        workers = f"{its.workers} worker{'' if its.workers == 1 else 's'}"
+        if its.min_workers is not None:
+            workers += f", {its.min_workers} to {its.max_workers}"
+        click.echo(f"{f'pool {pool.name}: ' if pool.name else ''}{pool.config.app}, {workers}")
 
 
 @cli.command(context_settings=CONTEXT)
@@ -128,7 +187,7 @@ def status(name: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"instances": found}, indent=2))
     elif found:
-        from taskiq_supervise.supervisor.render import show
+        from taskiq_supervise.supervisor.commands.render import show
 
         show(found)
     else:
@@ -136,8 +195,8 @@ def status(name: str | None, as_json: bool) -> None:
     sys.exit(0 if found else EXIT_NOT_RUNNING)
 
 
-cli.add_command(dead)
-cli.add_command(queue)
+for _command in (reload, scale, queue, dead):
+    cli.add_command(_command)
 
 
 def main() -> None:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskiq_supervise.ipc import DeadReason
-from taskiq_supervise.supervisor.failure import leave
-from taskiq_supervise.supervisor.model import EXIT_FAILED
-from taskiq_supervise.supervisor.queue_visit import (
+from taskiq_supervise.supervisor.commands.failure import leave
+from taskiq_supervise.supervisor.commands.queue_visit import (
     F,
     counted,
     directory_option,
@@ -20,13 +19,14 @@ from taskiq_supervise.supervisor.queue_visit import (
     queue_argument,
     visit,
 )
+from taskiq_supervise.supervisor.core.model import EXIT_FAILED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from taskiq_supervise.ipc import MessageView, TaskQueue, Ticket
-    from taskiq_supervise.supervisor.message_text import MessageText
+    from taskiq_supervise.supervisor.commands.message_text import MessageText
 
 _CANDIDATES_NAMED = 4
 
@@ -79,14 +79,14 @@ def list_letters(
     queue: str, task: str | None, reasons: tuple[str, ...], directory: Path | None, as_json: bool
 ) -> None:
     """List the dead letters of QUEUE, oldest first."""
-    from taskiq_supervise.supervisor.queue_facts import message_facts
+    from taskiq_supervise.supervisor.commands.queue_facts import message_facts
 
     with visit(queue, directory) as opened:
         letters = [message_facts(view, text) for view, text, _ in _matching(opened, task, reasons)]
     if as_json:
         click.echo(json.dumps({"dead": letters}, indent=2))
     elif letters:
-        from taskiq_supervise.supervisor.queue_render import console, show_dead_letters
+        from taskiq_supervise.supervisor.commands.queue_render import console, show_dead_letters
 
         show_dead_letters(letters, time.time(), console())
     else:
@@ -103,7 +103,7 @@ def show(queue: str, ids: tuple[str, ...], directory: Path | None, as_json: bool
 
     Arguments are shortened; --json has them in full where they are JSON. Nothing is ever unpickled.
     """
-    from taskiq_supervise.supervisor.queue_facts import content_facts, message_facts
+    from taskiq_supervise.supervisor.commands.queue_facts import content_facts, message_facts
 
     with visit(queue, directory) as opened:
         letters = _named(opened, ids)
@@ -114,7 +114,7 @@ def show(queue: str, ids: tuple[str, ...], directory: Path | None, as_json: bool
         ]
         click.echo(json.dumps({"dead": facts}, indent=2))
         return
-    from taskiq_supervise.supervisor.queue_render import console, show_letter
+    from taskiq_supervise.supervisor.commands.queue_render import console, show_letter
 
     out = console()
     for number, (view, text, _) in enumerate(letters):
@@ -193,7 +193,7 @@ def _each(
 
 def _matching(queue: TaskQueue, task: str | None, reasons: Iterable[str]) -> Letters:
     from taskiq_supervise.ipc import MessageState
-    from taskiq_supervise.supervisor.queue_facts import reason_name
+    from taskiq_supervise.supervisor.commands.queue_facts import reason_name
 
     wanted = set(reasons)
     views = [
@@ -219,7 +219,7 @@ def _named(queue: TaskQueue, ids: Iterable[str]) -> Letters:
 
 
 def _read(queue: TaskQueue, views: Iterable[MessageView]) -> Letters:
-    from taskiq_supervise.supervisor.queue_facts import read
+    from taskiq_supervise.supervisor.commands.queue_facts import read
 
     return [(view, *read(queue, view)) for view in views]
 

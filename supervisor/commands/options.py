@@ -1,160 +1,101 @@
-"""The options of `run`: those of `taskiq worker`, and ours; their groups, their environment.
+"""The options of `run`: those of `taskiq worker`, and ours, under their headings."""
 
-Each option is also read from TASKIQ_SUPERVISE_<OPTION>; the name is derived here, in one place,
-from the option's long names, so that none can be forgotten.
-"""
-
-import logging
-import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from taskiq_supervise.supervisor.model import Settings
-from taskiq_supervise.supervisor.policy import RestartPolicy
-from taskiq_supervise.supervisor.runtime import (
-    RuntimeDirectoryError,
-    check_instance_name,
-    instance_name,
+from taskiq_supervise.supervisor.commands.grouped_options import GroupedOption
+from taskiq_supervise.supervisor.commands.option_types import (
+    Duration,
+    Share,
+    Size,
+    check_application,
+    check_log_format,
+    check_name,
+    split_pairs,
 )
-from taskiq_supervise.supervisor.shell import Run
-from taskiq_supervise.worker.config import ACK_TYPES, LOG_FORMAT, LOG_LEVELS, WorkerConfig
+from taskiq_supervise.supervisor.core.model import MAX_WORKERS
+from taskiq_supervise.worker.config import (
+    ACK_TYPES,
+    LOG_FORMAT,
+    LOG_LEVELS,
+    LOG_STYLES,
+    WorkerConfig,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Seconds beyond its own limits that a worker gets to give back and close down before SIGKILL: one
-# for the `finally` blocks of its tasks, two for a machine that is busy.
-_STOP_MARGIN = 3.0
-_MAX_WORKERS = 500
-"""A queue has room for 512 participants, clients among them."""
-
-
-class GroupedOption(click.Option):
-    """An option that knows under which heading the help shows it."""
-
-    def __init__(self, *args: Any, group: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.group = group
-        names = [name for name in self.opts if name.startswith("--")]
-        self.envvar = [_variable(name) for name in names]
-        self.show_envvar = False
-
-
-def _variable(option: str) -> str:
-    return "TASKIQ_SUPERVISE_" + option.lstrip("-").replace("-", "_").upper()
-
-
-class RunCommand(click.Command):
-    """Shows its options under headings."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        self.format_groups(ctx, formatter)
-
-    def format_groups(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.params:
-            record = parameter.get_help_record(ctx)
-            if isinstance(parameter, GroupedOption) and record is not None:
-                groups.setdefault(parameter.group, []).append(record)
-        for title, records in groups.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
-
-    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        return ["module:broker [MODULES]... [OPTIONS]"]
-
-
-def _check_application(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
-    module, colon, variable = value.partition(":")
-    if not (module and colon and variable):
-        raise click.BadParameter(
-            f"{value!r} is neither a command nor an application written as module:variable, "
-            "for example app:broker"
-        )
-    return value
-
-
-def _check_name(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    try:
-        return value if value is None else check_instance_name(value)
-    except RuntimeDirectoryError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-def _split_pairs(
-    _ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
-) -> tuple[tuple[str, str], ...]:
-    pairs = []
-    for value in values:
-        key, equals, rest = value.partition("=")
-        if not (key and equals):
-            raise click.BadParameter(f"{value!r} is not written as key=value")
-        pairs.append((key, rest))
-    return tuple(pairs)
-
-
-def _check_log_format(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
-    """Formats one record: logging itself finds most mistakes only then, and in every process."""
-    record = logging.LogRecord("taskiq_supervise", logging.INFO, __file__, 0, "", (), None)
-    try:
-        logging.Formatter(value).format(record)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise click.BadParameter(f"{value!r} is no format for Python's logging: {error}") from None
-    return value
-
-
-class _Seconds(click.FloatRange):
-    """Zero or more, and an end to it."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        seconds = float(super().convert(value, param, ctx))
-        if not math.isfinite(seconds):
-            self.fail(f"{value!r} is not a finite number of seconds", param, ctx)
-        return seconds
-
-
-def application(function: F) -> F:
-    modules = click.argument("modules", nargs=-1)
-    app = click.argument("app", callback=_check_application, metavar="module:broker")
-    return app(modules(function))
-
-
-def _option(group: str, *names: str, **kwargs: Any) -> Callable[[F], F]:
-    if isinstance(kwargs.get("type"), (click.IntRange, click.FloatRange, click.types.IntParamType)):
-        kwargs.setdefault("metavar", "SECONDS" if kwargs["type"] is _SECONDS else "N")
-    return click.option(*names, cls=GroupedOption, group=group, **kwargs)
-
-
+_WORKER_COUNT = click.IntRange(1, MAX_WORKERS)
 _AT_LEAST_0 = click.IntRange(min=0)
 _AT_LEAST_1 = click.IntRange(min=1)
-_SECONDS = _Seconds(min=0)
+_DURATION = Duration()
+_METAVARS: dict[type, str] = {
+    click.IntRange: "N",
+    click.types.IntParamType: "N",
+    Share: "X",
+    Duration: "TIME",
+    Size: "SIZE",
+}
 
 _WORKERS = "Workers"
 _IMPORT = "Application"
 _TASKS = "Tasks"
+_HEALTH = "Health"
+_RECYCLING = "Recycling (the replacement is ready first)"
+_RELOAD = "Reload"
 _STOP = "Stopping"
 _LOG = "Logging"
+_FILE = "Configuration file"
+
+
+def application(function: F) -> F:
+    modules = click.argument("modules", nargs=-1)
+    app = click.argument("app", callback=check_application, metavar="module:broker", required=False)
+    return app(modules(function))
+
+
+def _option(group: str, *names: str, **kwargs: Any) -> Callable[[F], F]:
+    metavar = _METAVARS.get(type(kwargs.get("type")))
+    if metavar is not None:
+        kwargs.setdefault("metavar", metavar)
+    if "default" in kwargs and not kwargs.get("is_flag") and kwargs["default"] is not None:
+        kwargs.setdefault("show_default", True)
+    return click.option(*names, cls=GroupedOption, group=group, **kwargs)
+
 
 _OPTIONS: list[Callable[[Any], Any]] = [
     _option(
         _WORKERS,
         "--workers",
         "-w",
-        type=click.IntRange(1, _MAX_WORKERS),
-        default=2,
-        show_default=True,
-        help="Number of worker processes.",
+        type=_WORKER_COUNT,
+        show_default=str(WorkerConfig.workers),
+        help="Number of worker processes, at the start.",
+    ),
+    _option(
+        _WORKERS,
+        "--min-workers",
+        type=_WORKER_COUNT,
+        show_default="--workers",
+        help="Shrink to this many when there is little to do.",
+    ),
+    _option(
+        _WORKERS,
+        "--max-workers",
+        type=click.IntRange(0, MAX_WORKERS),
+        show_default="--workers",
+        help="Grow to this many while tasks wait; 0: keep the number as it is.",
     ),
     _option(
         _WORKERS,
         "--name",
-        callback=_check_name,
+        instance=True,
+        callback=check_name,
         metavar="NAME",
         show_default="from module:broker",
-        help="Name of this instance, for `status`.",
+        help="Name of this instance, for `status`, `reload` and `scale`.",
     ),
     _option(
         _WORKERS,
@@ -164,12 +105,12 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     ),
     _option(
         _WORKERS,
-        "--max-deliveries",
-        type=click.IntRange(1, 255),
-        default=3,
-        show_default=True,
-        help="Starts of one task in all when it kills its workers; then it is a dead letter.",
+        "--nice",
+        type=click.IntRange(-20, 19),
+        default=0,
+        help="Priority of the workers; more is less. Below 0 needs the right to.",
     ),
+    _option(_WORKERS, "--pin", is_flag=True, help="Keep each worker on one CPU, in turn."),
     _option(
         _IMPORT,
         "--app-dir",
@@ -193,7 +134,6 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         metavar="GLOB",
         multiple=True,
         default=["**/tasks.py"],
-        show_default=True,
         help="Which files --fs-discover takes. May be repeated.",
     ),
     _option(
@@ -201,7 +141,6 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--max-async-tasks",
         type=click.INT,
         default=100,
-        show_default=True,
         help="Tasks that one worker runs at the same time; 0: any number.",
     ),
     _option(
@@ -209,7 +148,6 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--max-async-tasks-jitter",
         type=_AT_LEAST_0,
         default=0,
-        show_default=True,
         help="Random addition to --max-async-tasks, from 0 to this.",
     ),
     _option(
@@ -217,7 +155,6 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--max-prefetch",
         type=_AT_LEAST_0,
         default=0,
-        show_default=True,
         help="Messages that a worker takes beyond what it runs.",
     ),
     _option(
@@ -242,10 +179,24 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     ),
     _option(
         _TASKS,
+        "--task-timeout",
+        type=_DURATION,
+        default="0",
+        show_default="no limit",
+        help="For any task, sync ones too: the worker of one that takes longer is replaced.",
+    ),
+    _option(
+        _TASKS,
+        "--max-deliveries",
+        type=click.IntRange(1, 255),
+        default=3,
+        help="Starts of one task in all when it kills its workers; then it is a dead letter.",
+    ),
+    _option(
+        _TASKS,
         "--ack-type",
         type=click.Choice(ACK_TYPES, case_sensitive=False),
         default="when_saved",
-        show_default=True,
         help="When a message is acknowledged.",
     ),
     _option(
@@ -265,41 +216,129 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--receiver",
         metavar="module:class",
         default="taskiq.receiver:Receiver",
-        show_default=True,
         help="What runs the tasks.",
     ),
     _option(
         _TASKS,
+        "--receiver-arg",
         "--receiver_arg",
-        callback=_split_pairs,
+        callback=split_pairs,
         metavar="key=value",
         multiple=True,
         help="Argument for the receiver. May be repeated.",
+    ),
+    _option(
+        _HEALTH,
+        "--boot-timeout",
+        type=_DURATION,
+        default="60s",
+        help="For importing the application, and for a worker to get ready; 0: no limit.",
+    ),
+    _option(
+        _HEALTH,
+        "--hang-warn",
+        type=_DURATION,
+        default="10s",
+        help="Report a worker whose event loop is blocked for so long, with its stacks; 0: don't.",
+    ),
+    _option(
+        _HEALTH,
+        "--hang-timeout",
+        type=_DURATION,
+        default="0",
+        show_default="never",
+        help="Replace a worker whose event loop is blocked for so long.",
+    ),
+    _option(
+        _HEALTH,
+        "--max-fails",
+        in_file=False,
+        type=click.INT,
+        default=-1,
+        show_default=False,
+        help="Taken from `taskiq worker`, without effect: failing workers are replaced ever more "
+        "slowly, and never given up.",
+    ),
+    _option(
+        _RECYCLING,
+        "--max-tasks-per-worker",
+        "--max-tasks-per-child",
+        "max_tasks_per_worker",
+        type=_AT_LEAST_0,
+        default=0,
+        show_default="any number",
+        help="Replace a worker that has run so many tasks.",
+    ),
+    _option(
+        _RECYCLING,
+        "--max-memory",
+        type=Size(),
+        default="0",
+        show_default="no limit",
+        help="Replace a worker that takes more, with its child processes, for example 500M.",
+    ),
+    _option(
+        _RECYCLING,
+        "--max-lifetime",
+        type=_DURATION,
+        default="0",
+        show_default="no limit",
+        help="Replace a worker of this age, for example 12h.",
+    ),
+    _option(
+        _RECYCLING,
+        "--recycle-jitter",
+        type=Share(),
+        default=0.1,
+        help="Each worker's limits are lower by a random part, up to this.",
+    ),
+    _option(
+        _RELOAD,
+        "--reload",
+        "-r",
+        instance=True,
+        is_flag=True,
+        help="Reload when a file changes. Needs the extra `reload`, for .gitignore files.",
+    ),
+    _option(
+        _RELOAD,
+        "--reload-dir",
+        instance=True,
+        type=click.Path(exists=True, file_okay=False),
+        metavar="FOLDER",
+        multiple=True,
+        show_default="the current one, and --app-dir",
+        help="Folder to watch. May be repeated.",
+    ),
+    _option(
+        _RELOAD,
+        "--do-not-use-gitignore",
+        instance=True,
+        is_flag=True,
+        help="Watch files that .gitignore names, too.",
     ),
     _option(
         _STOP,
         "--graceful-timeout",
         "--wait-tasks-timeout",
         "graceful_timeout",
-        type=_SECONDS,
-        default=30.0,
-        show_default=True,
-        help="Seconds for running tasks to finish; those that don't are given back to the queue.",
+        type=_DURATION,
+        default="30s",
+        help="For running tasks to finish; those that don't are given back to the queue.",
     ),
     _option(
         _STOP,
         "--shutdown-timeout",
-        type=_SECONDS,
-        default=5.0,
-        show_default=True,
-        help="Seconds for the broker's own shutdown.",
+        type=_DURATION,
+        default="5s",
+        help="For the broker's own shutdown.",
     ),
     _option(
         _STOP,
         "--hardkill-count",
+        instance=True,
         type=_AT_LEAST_1,
         default=3,
-        show_default=True,
         help="From this many SIGTERM or SIGINT on, workers are killed at once (SIGQUIT: always).",
     ),
     _option(
@@ -308,25 +347,48 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         metavar="LEVEL",
         type=click.Choice(LOG_LEVELS, case_sensitive=False),
         default="INFO",
-        show_default=True,
         help="Of the supervisor and its workers: DEBUG, INFO, WARNING, ERROR or CRITICAL.",
     ),
     _option(
         _LOG,
         "--log-format",
-        callback=_check_log_format,
+        instance=True,
+        callback=check_log_format,
         metavar="FORMAT",
         default=LOG_FORMAT,
+        show_default=False,
         help="As for Python's logging.",
     ),
     _option(
         _LOG,
+        "--log-style",
+        instance=True,
+        type=click.Choice(LOG_STYLES, case_sensitive=False),
+        default="text",
+        help="Lines in --log-format, or one JSON object per line.",
+    ),
+    _option(
+        _LOG,
         "--no-configure-logging",
-        "configure_logging",
         is_flag=True,
-        flag_value=False,
-        default=True,
         help="Leave the workers' logging to the application.",
+    ),
+    _option(
+        _FILE,
+        "--config",
+        in_file=False,
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        show_default="taskiq-supervise.toml, or pyproject.toml",
+        help="File to read options from; a pyproject.toml has them in [tool.taskiq-supervise].",
+    ),
+    _option(_FILE, "--no-config", in_file=False, is_flag=True, help="Don't read one."),
+    _option(
+        _FILE,
+        "--check-config",
+        in_file=False,
+        is_flag=True,
+        help="Check the options and the file, say what would be started, and end.",
     ),
 ]
 
@@ -335,24 +397,3 @@ def run_options(function: F) -> F:
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
-
-
-def build(values: dict[str, Any]) -> tuple[Run, str]:
-    """What the options ask for, and the name of the instance."""
-    workers = values["workers"]
-    own = {"name", "graceful_timeout", "hardkill_count", "max_deliveries", "no_preload"}
-    name = values["name"] or instance_name(values["app"])
-    config = WorkerConfig(
-        **{key: value for key, value in values.items() if key not in own},
-        instance=name,
-        preload=not values["no_preload"],
-    )
-    settings = Settings(
-        workers=workers,
-        preload=config.preload,
-        graceful_timeout=values["graceful_timeout"],
-        stop_timeout=values["shutdown_timeout"] + _STOP_MARGIN,
-        hardkill_count=values["hardkill_count"],
-        restart=RestartPolicy(pool_limit=max(100, 20 * workers)),
-    )
-    return Run(config, settings, values["max_deliveries"]), name

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskiq_supervise.supervisor.failure import leave
-from taskiq_supervise.supervisor.model import EXIT_FAILED
-from taskiq_supervise.supervisor.queue_visit import (
+from taskiq_supervise.supervisor.commands.failure import leave
+from taskiq_supervise.supervisor.commands.queue_visit import (
     base_directory,
     counted,
     directory_option,
@@ -24,6 +23,7 @@ from taskiq_supervise.supervisor.queue_visit import (
     queue_names,
     visit,
 )
+from taskiq_supervise.supervisor.core.model import EXIT_FAILED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,7 +61,7 @@ def list_queues(directory: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"queues": queues}, indent=2))
     elif queues:
-        from taskiq_supervise.supervisor.queue_render import console, show_queues
+        from taskiq_supervise.supervisor.commands.queue_render import console, show_queues
 
         show_queues(queues, console())
     else:
@@ -76,7 +76,7 @@ def list_queues(directory: Path | None, as_json: bool) -> None:
 def show(queue: str, everything: bool, directory: Path | None, as_json: bool) -> None:
     """Show one queue: its room, its participants, and the messages that wait or run."""
     from taskiq_supervise.ipc import MessageState
-    from taskiq_supervise.supervisor.queue_facts import message_facts, queue_facts, read
+    from taskiq_supervise.supervisor.commands.queue_facts import message_facts, queue_facts, read
 
     ended = {MessageState.DONE, MessageState.DEAD}
     with visit(queue, directory) as opened:
@@ -88,7 +88,7 @@ def show(queue: str, everything: bool, directory: Path | None, as_json: bool) ->
     if as_json:
         click.echo(json.dumps({**facts, "messages": messages}, indent=2))
         return
-    from taskiq_supervise.supervisor.queue_render import console, show_queue
+    from taskiq_supervise.supervisor.commands.queue_render import console, show_queue
 
     show_queue(facts, messages, len(views) - len(shown), time.time(), console())
 
@@ -171,7 +171,7 @@ def destroy(queue: str, yes: bool, directory: Path | None, as_json: bool) -> Non
 
 def _facts(name: str, base: Path) -> dict[str, Any]:
     from taskiq_supervise.ipc import QueueError, TaskQueue
-    from taskiq_supervise.supervisor.queue_facts import queue_facts, unreadable_facts
+    from taskiq_supervise.supervisor.commands.queue_facts import queue_facts, unreadable_facts
 
     try:
         with TaskQueue.open(name, base, create=False, mode=None) as opened:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from taskiq_supervise.ipc import Role, SegmentError, UnknownTask
-from taskiq_supervise.supervisor.message_text import MessageText, jsonable, read_message
+from taskiq_supervise.supervisor.commands.message_text import MessageText, jsonable, read_message
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,14 +14,14 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 
-from taskiq_supervise.supervisor.message_text import short_arguments, short_labels
-from taskiq_supervise.supervisor.queue_visit import counted
-from taskiq_supervise.supervisor.render import duration, size
+from taskiq_supervise.supervisor.commands.message_text import short_arguments, short_labels
+from taskiq_supervise.supervisor.commands.queue_visit import counted
+from taskiq_supervise.supervisor.commands.render import duration, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from taskiq_supervise.supervisor.message_text import MessageText
+    from taskiq_supervise.supervisor.commands.message_text import MessageText
 
 _RIGHT = {
     *("ATTEMPTS", "SIZE", "READY", "DELAYED", "RUNNING", "DEAD", "RESULTS", "ROOM", "WORKERS"),

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from taskiq_supervise.supervisor.failure import leave
-from taskiq_supervise.supervisor.model import EXIT_FAILED
+from taskiq_supervise.supervisor.commands.failure import leave
+from taskiq_supervise.supervisor.core.model import EXIT_FAILED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -22,10 +22,12 @@ _COLOURS = {
     "backoff": "red",
     "quarantined": "red",
     "unresponsive": "red",
+    "hung": "red",
+    "stopped": "red",
 }
 # Enough to see what a worker is at; `--json` has all of them.
 _TASKS_SHOWN = 5
-_NARROW = {"WORKER", "PID", "UP", "DONE", "FAILED", "CPU", "RSS", "RESTARTS"}
+_NARROW = {"WORKER", "GEN", "PID", "UP", "DONE", "FAILED", "CPU", "RSS", "RESTARTS"}
 
 
 def show(instances: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
@@ -38,36 +40,57 @@ def show(instances: Sequence[Mapping[str, Any]], console: Console | None = None)
 
 def _show_instance(out: Console, instance: Mapping[str, Any]) -> None:
     facts = [f"pid {instance['pid']}"]
-    if instance["app"] is not None:
-        facts.insert(0, str(instance["app"]))
+    pools = instance["pools"]
+    if len(pools) == 1:
+        facts.insert(0, str(pools[0]["app"]))
     if instance["uptime"] is not None:
         facts.append(f"up {duration(instance['uptime'])}")
-    if instance["transport"] is not None:
-        facts.append(f"transport {instance['transport']}")
     title = f"[bold]{escape(instance['name'])}[/] {_coloured(str(instance['state']))}"
     out.print(f"{title}  {escape(', '.join(facts))}", soft_wrap=True)
-    if instance.get("message"):
+    if instance.get("message") and not any(pool["message"] for pool in pools):
         out.print(f"[red]{escape(str(instance['message']))}[/]", soft_wrap=True)
-    if instance["queue"] is not None:
-        queue = instance["queue"]
+    for pool in pools:
+        _show_pool(out, pool)
+        workers = [worker for worker in instance["workers"] if worker["pool"] == pool["name"]]
+        if workers:
+            out.print(_workers(workers))
+            _show_running(out, workers)
+
+
+def _show_pool(out: Console, pool: Mapping[str, Any]) -> None:
+    if pool["name"]:
+        title = f"[bold]{escape(pool['name'])}[/] {_coloured(str(pool['state']))}"
+        out.print(f"{title}  {escape(str(pool['app']))}", soft_wrap=True)
+    if pool["message"]:
+        out.print(f"[red]{escape(str(pool['message']))}[/]", soft_wrap=True)
+    facts = []
+    if pool["transport"] is not None:
+        facts.append(f"transport {pool['transport']}")
+    if pool["min_workers"] is not None:
+        facts.append(f"{pool['min_workers']} to {pool['max_workers']} workers")
+    if pool["reload"] is not None:
+        facts.append(f"reload: {pool['reload']}")
+    if facts:
+        out.print(escape(", ".join(facts)), soft_wrap=True)
+    if pool["queue"] is not None:
+        queue = pool["queue"]
         counts = ", ".join(f"{queue[key]} {key}" for key in ("ready", "leased", "delayed", "dead"))
         out.print(f"queue: {counts}; room for {queue['capacity']}", soft_wrap=True)
-    if instance["workers"]:
-        out.print(_workers(instance["workers"]))
-        _show_running(out, instance["workers"])
 
 
 def _workers(workers: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("WORKER", "PID", "STATE", "UP", "DONE", "FAILED", "CPU", "RSS", "RESTARTS"):
+    titles = ("WORKER", "GEN", "PID", "STATE", "UP", "DONE", "FAILED", "CPU", "RSS", "RESTARTS")
+    for title in titles:
         table.add_column(title, justify="right" if title in _NARROW else "left", no_wrap=True)
     table.add_column("LAST EXIT")
     for worker in workers:
         tasks = worker["tasks"]
         table.add_row(
             str(worker["slot"]),
+            str(worker["generation"]),
             _or_dash(worker["pid"]),
-            _coloured(str(worker["state"])),
+            _state(worker),
             "-" if worker["uptime"] is None else duration(worker["uptime"]),
             str(tasks["done"]),
             str(tasks["failed"]),
@@ -77,6 +100,13 @@ def _workers(workers: Sequence[Mapping[str, Any]]) -> Table:
             escape(_or_dash(worker["last_exit"])),
         )
     return table
+
+
+def _state(worker: Mapping[str, Any]) -> str:
+    """What is said first is what is wrong: a worker that hangs counts as ready."""
+    if worker["health"] in {"hung", "stopped"}:
+        return _coloured(str(worker["health"]))
+    return _coloured(str(worker["state"]))
 
 
 def _show_running(out: Console, workers: Sequence[Mapping[str, Any]]) -> None:

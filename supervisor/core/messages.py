@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from taskiq_supervise.supervisor.model import ExitStatus, Reason
+from taskiq_supervise.supervisor.core.model import ExitStatus, Reason
 
 # --- events about one worker ---------------------------------------------------------------------
 
@@ -25,6 +25,7 @@ class WorkerEvent:
 @dataclass(frozen=True, slots=True)
 class Forked(WorkerEvent):
     pid: int
+    jitter: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class BootFailed(WorkerEvent):
     """It could not start its broker, and is about to exit."""
 
     message: str
+    traceback: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class Exited(WorkerEvent):
     status: ExitStatus
     worked: bool
     """It completed at least one task."""
+    oom: bool = False
+    """The kernel killed for want of memory about then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,46 @@ class Buried(WorkerEvent):
     """What it held was given back to the queue."""
 
     jitter: float
+
+
+@dataclass(frozen=True, slots=True)
+class Worn(WorkerEvent):
+    """It reached a limit; `why` says which, in words."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hung(WorkerEvent):
+    """Its event loop has not turned for so many seconds."""
+
+    seconds: float
+    too_long: bool
+    """For longer than the settings let it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered(WorkerEvent):
+    """Its event loop turns again."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped(WorkerEvent):
+    """By a signal such as SIGSTOP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continued(WorkerEvent):
+    """After that, by SIGCONT."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue(WorkerEvent):
+    """Tasks of its ran beyond their hard limits, and are marked so in the queue."""
+
+    tasks: tuple[str, ...]
 
 
 # What the core itself says to a worker.
@@ -196,7 +240,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Terminate:
-    """SIGTERM, SIGINT or SIGHUP: drain, and be quicker about it each time."""
+    """SIGTERM or SIGINT: drain, and be quicker about it each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +248,20 @@ class Quit:
     """SIGQUIT: at once."""
 
 
-PoolEvent = Started | Tick | Terminate | Quit
+@dataclass(frozen=True, slots=True)
+class ReloadRequested:
+    """Replace the code; answered by `ReloadEnded`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """To so many workers; `by`: who wants that, in words."""
+
+    workers: int
+    by: str
+
+
+PoolEvent = Started | Tick | Terminate | Quit | ReloadRequested | Scale
 Event = WorkerEvent | ZygoteEvent | PoolEvent
 
 
@@ -215,6 +272,9 @@ Event = WorkerEvent | ZygoteEvent | PoolEvent
 class Fork:
     slot: int
     generation: int
+    seat: int
+    zygote: int
+    """Generation of the one to ask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +291,35 @@ class SendStop:
 
 @dataclass(frozen=True, slots=True)
 class KillWorker:
-    """SIGKILL its process group; its death is planned, so say so to the queue first."""
+    """SIGKILL its process group."""
+
+    slot: int
+    generation: int
+    blame: bool = False
+    """What it ran counts this as a death; else say to the queue first that it is planned."""
+    dump: bool = False
+    """Its stacks are of interest, and come first."""
+
+
+@dataclass(frozen=True, slots=True)
+class DumpStacks:
+    """Of all its threads, into the log."""
+
+    slot: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """It cannot answer its doorbell: pass on what wakes it."""
+
+    slot: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class CallBack:
+    """It can again."""
 
     slot: int
     generation: int
@@ -262,6 +350,7 @@ class Bury:
     generation: int
     pid: int
     status: ExitStatus
+    reason: Reason | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +375,17 @@ class EndZygote:
 @dataclass(frozen=True, slots=True)
 class KillZygote:
     generation: int
+    dump: bool = False
+    """Its stacks are of interest, and come first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadEnded:
+    """All reloads up to this number are over, this one with `error` or well."""
+
+    number: int
+    error: str | None
+    traceback: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +415,21 @@ class Happening(enum.Enum):
     WORKER_STOPPING = enum.auto()
     WORKER_KILLED = enum.auto()
     WORKER_EXITED = enum.auto()
+    WORKER_HUNG = enum.auto()
+    WORKER_RECOVERED = enum.auto()
+    WORKER_STOPPED = enum.auto()
+    WORKER_CONTINUED = enum.auto()
+    WORKER_OVERDUE = enum.auto()
+    WORKER_WORN = enum.auto()
+    WORKER_REPLACED = enum.auto()
+    """Its successor is READY: it drains."""
+    RELOAD_STARTED = enum.auto()
+    RELOAD_DONE = enum.auto()
+    RELOAD_FAILED = enum.auto()
+    RELOAD_ENDED = enum.auto()
+    """What was rolled back is gone."""
+    SCALED = enum.auto()
+    SCALE_REFUSED = enum.auto()
     POOL_READY = enum.auto()
     STOP_REQUESTED = enum.auto()
     POOL_DRAINING = enum.auto()
@@ -329,6 +444,7 @@ class Report:
     slot: int | None = None
     generation: int = 0
     pid: int = 0
+    reload: int | None = None
     status: ExitStatus | None = None
     reason: Reason | None = None
     delay: float | None = None
@@ -343,6 +459,9 @@ Effect = (
     | SendDrain
     | SendStop
     | KillWorker
+    | DumpStacks
+    | SetAside
+    | CallBack
     | KillStray
     | AbandonFork
     | Bury
@@ -350,6 +469,7 @@ Effect = (
     | OpenQueue
     | EndZygote
     | KillZygote
+    | ReloadEnded
     | Finish
     | Report
 )

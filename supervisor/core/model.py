@@ -4,16 +4,17 @@ Nothing here changes in place. `core.step` builds the next state from the last o
 keep every state a run went through, and an invariant can be checked on each of them. Times are
 seconds of a monotonic clock that the shell passes in.
 
-A worker slot is a seat, not a process: it outlives the workers that sit in it, one after the other,
-told apart by their generation. Slots without a worker that is wanted stay EMPTY, so that a pool can
-grow, shrink, or start a successor in a spare seat before its predecessor leaves.
+A slot is a position in the pool, 0 to N-1, that outlives the workers in it, told apart by their
+generation. It has one worker that is wanted; beside it there may be predecessors that leave, and a
+successor that is to take its place once it is READY. A seat is a worker's section of the board, a
+small number that is free again when the worker is gone.
 """
 
 import enum
 import signal
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from taskiq_supervise.supervisor.policy import History, RestartPolicy, StopLevel
+from taskiq_supervise.supervisor.core.policy import History, RestartPolicy, StopLevel
 
 
 class WorkerState(enum.Enum):
@@ -66,11 +67,52 @@ class Reason(enum.Enum):
 
     CRASH = "crash"
     BOOT = "boot"
+    """It did not get READY."""
+    OOM = "oom"
+    """The kernel killed it for want of memory."""
+    HANG = "hang"
+    """Its event loop was blocked for longer than `hang_timeout`."""
+    TIMEOUT = "timeout"
+    """A task of its ran beyond its hard limit."""
+    RECYCLE = "recycle"
+    """It reached one of its limits, and its successor is READY."""
+    RELOAD = "reload"
+    SCALE = "scale"
     OPERATOR = "operator"
     """By itself and in good order: somebody sent it a SIGTERM by hand."""
     STOP = "stop"
     """The supervisor stops."""
 
+
+FAILURES = frozenset({Reason.CRASH, Reason.BOOT, Reason.OOM, Reason.HANG})
+"""Count for the backoff; planned exits never do."""
+
+
+class Health(enum.Enum):
+    """What is said about a worker beside its state."""
+
+    OK = "ok"
+    HUNG = "hung"
+    """Its event loop is blocked."""
+    STOPPED = "stopped"
+    """By a signal, as SIGSTOP."""
+
+
+class ReloadStage(enum.Enum):
+    LOADING = "loading"
+    """A second zygote imports the new code; the old one goes on forking."""
+    CANARY = "canary"
+    """The first worker of the new code has to get READY, and to stay up."""
+    ROLLING = "rolling"
+    """The other workers are replaced, one after another; the old zygote is still there."""
+    ROLLING_BACK = "rolling back"
+    """Something of the new code failed after the canary: workers of the old code come back."""
+    FINISHING = "finishing"
+    """What is not needed any more leaves."""
+
+
+MAX_WORKERS = 500
+"""Of a pool: a queue has room for 512 participants, clients among them."""
 
 # The exit status of the supervisor.
 EXIT_STOPPED = 0
@@ -109,7 +151,15 @@ class Settings:
     """What a run was asked for, as far as decisions depend on it. Times in seconds."""
 
     workers: int
+    """At the start."""
+    min_workers: int | None = None
+    max_workers: int | None = None
+    """Both: the pool grows and shrinks between them by itself. None: it does not."""
     preload: bool = True
+    boot_timeout: float | None = 60.0
+    """For importing the application, and for a worker to get READY. None: no limit."""
+    canary_time: float = 1.0
+    """For which the first worker of new code has to stay up before an old one leaves."""
     graceful_timeout: float = 30.0
     """For a drain, before the rest is given back."""
     stop_timeout: float = 8.0
@@ -120,6 +170,16 @@ class Settings:
     """For the zygote's answer to a fork, before it is replaced; a fork takes milliseconds."""
     zygote_timeout: float = 5.0
     """For the zygote's exit, before SIGKILL."""
+    hang_warn: float | None = 10.0
+    """An event loop that was blocked for so long is reported. None: it is not."""
+    hang_timeout: float | None = None
+    """A worker whose event loop was blocked for so long is killed. None: it is not."""
+    max_tasks: int | None = None
+    max_memory: int | None = None
+    """Bytes of RSS, without shared memory, of the worker and its children."""
+    max_lifetime: float | None = None
+    recycle_jitter: float = 0.1
+    """Each worker's limits are lower by a random part of this, drawn at its start."""
     hardkill_count: int = 3
     restart: RestartPolicy = field(default_factory=RestartPolicy)
 
@@ -129,7 +189,18 @@ class Worker:
     slot: int
     state: WorkerState = WorkerState.EMPTY
     wanted: bool = True
+    """False: it leaves, and nobody takes its place."""
+    successor: bool = False
+    """It is to take its slot from the one that has it, once it is READY."""
+    canary: bool = False
+    """The first one of new code, which the candidate zygote forks."""
     generation: int = 0
+    """Of this slot; 0 before its first process."""
+    seat: int = 0
+    zygote: int = 0
+    """Generation of the one that was asked for it."""
+    code: int = 0
+    """The number of the reload that brought the code it runs; 0: that of the start."""
     pid: int = 0
     started: float = 0.0
     """When this generation's process came to be."""
@@ -141,6 +212,14 @@ class Worker:
     """It said itself that it takes no more tasks."""
     boot_error: str | None = None
     """Why its last start failed, until one succeeds."""
+    boot_traceback: str | None = None
+    jitter: float = 0.0
+    """Drawn at its start, in [0, 1)."""
+    retire_at: float | None = None
+    """When its lifetime ends."""
+    worn: str | None = None
+    """Which limit it has reached, in words: it is to be recycled."""
+    health: Health = Health.OK
     last_exit: ExitStatus | None = None
     last_reason: Reason | None = None
     proven: bool = False
@@ -153,11 +232,18 @@ class Worker:
     def alive(self) -> bool:
         return self.state in ALIVE
 
+    @property
+    def seated(self) -> bool:
+        """Its section of the board is its own."""
+        return self.alive or self.state in {WorkerState.FORKING, WorkerState.REAPED}
+
 
 @dataclass(frozen=True, slots=True)
 class Zygote:
     state: ZygoteState = ZygoteState.ABSENT
     generation: int = 0
+    code: int = 0
+    """The number of the reload it belongs to."""
     preload: bool = True
     deadline: float | None = None
     error: str | None = None
@@ -165,18 +251,51 @@ class Zygote:
     traceback: str | None = None
     """Of that error, until it was told."""
     failed: bool = False
-    """It is ENDING because of that error."""
+    """It is ENDING, or has ended, because of that error."""
+    retired: bool = False
+    """It is not needed any more: it ends, and nothing takes its place."""
     ready_at: float | None = None
     history: History = field(default_factory=History)
 
 
 @dataclass(frozen=True, slots=True)
+class Reload:
+    """One replacement of the code, from the request until the last old worker is gone."""
+
+    number: int
+    stage: ReloadStage
+    other: int = 0
+    """Generation of the second zygote: the candidate, or after the canary the one before."""
+    deadline: float | None = None
+    """For the canary to stay up."""
+    error: str | None = None
+    """What broke: it is, or was, rolled back."""
+    traceback: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
-    """The whole state of a supervisor."""
+    """The whole state of a pool."""
 
     settings: Settings
-    workers: tuple[Worker, ...]
+    target: int
+    """How many workers there are to be."""
     zygote: Zygote
+    """The one that forks."""
+    others: tuple[Zygote, ...] = ()
+    """A reload's second one, and such as have not ended yet."""
+    zygotes: int = 0
+    """How many there have been."""
+    workers: tuple[Worker, ...] = ()
+    """By slot; in a slot, by their time."""
+    generations: tuple[int, ...] = ()
+    """The last one of each slot."""
+    reload: Reload | None = None
+    reloads: int = 0
+    reload_again: bool = False
+    """Asked for while one was under way."""
+    broadcast: str | None = None
+    """Why there can't be more than one worker, if so."""
     loaded: bool = False
     """The application was loaded and its queue opened once: from now on failures are retried."""
     announced: bool = False
@@ -196,10 +315,12 @@ class Pool:
     @property
     def next_deadline(self) -> float | None:
         """When a `Tick` is due at the latest, if nothing else happens."""
-        times = [w.deadline for w in self.workers if w.deadline is not None]
-        if self.zygote.deadline is not None:
-            times.append(self.zygote.deadline)
-        return min(times, default=None)
+        times = [w.deadline for w in self.workers]
+        times += [w.retire_at for w in self.workers if w.state is WorkerState.READY and not w.worn]
+        times += [zygote.deadline for zygote in (self.zygote, *self.others)]
+        if self.reload is not None:
+            times.append(self.reload.deadline)
+        return min((time for time in times if time is not None), default=None)
 
     @property
     def phase(self) -> str:
@@ -210,15 +331,36 @@ class Pool:
             return "stopping"
         return "running" if self.announced else "starting"
 
-    def with_worker(self, worker: Worker) -> "Pool":
-        workers = (*self.workers[: worker.slot], worker, *self.workers[worker.slot + 1 :])
-        return replace(self, workers=workers)
+    def find(self, slot: int, generation: int) -> Worker | None:
+        for worker in self.workers:
+            if (worker.slot, worker.generation) == (slot, generation):
+                return worker
+        return None
+
+    def holder(self, slot: int) -> Worker | None:
+        """The worker that has this slot, or had it when there was one."""
+        for worker in self.workers:
+            if worker.slot == slot and worker.wanted and not worker.successor:
+                return worker
+        return None
+
+    def successor(self, slot: int) -> Worker | None:
+        for worker in self.workers:
+            if worker.slot == slot and worker.wanted and worker.successor:
+                return worker
+        return None
+
+    def free_seat(self, worker: Worker) -> int:
+        """The lowest that nobody else sits in."""
+        taken = {one.seat for one in self.workers if one.seated and one is not worker}
+        return next(seat for seat in range(len(taken) + 1) if seat not in taken)
 
 
 def new_pool(settings: Settings) -> Pool:
-    """A supervisor that has done nothing yet."""
+    """A pool for which nothing has been done yet."""
     return Pool(
         settings=settings,
-        workers=tuple(Worker(slot=slot) for slot in range(settings.workers)),
+        target=settings.workers,
         zygote=Zygote(preload=settings.preload),
+        workers=tuple(Worker(slot=slot) for slot in range(settings.workers)),
     )

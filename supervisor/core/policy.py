@@ -46,8 +46,8 @@ class RestartPolicy:
     cap: float = 30.0
     steady: float = 60.0
     window: float = 60.0
-    slot_limit: int = 30
-    pool_limit: int = 100
+    slot_limit: int = 300
+    pool_limit: int = 1000
 
     def __post_init__(self) -> None:
         for name in ("base", "cap", "window"):
@@ -119,3 +119,11 @@ def judge(
         return Verdict(policy.cap * (0.5 + jitter / 2), True, after)
     delay = backoff(policy, failures, jitter) if failed else 0.0
     return Verdict(delay, False, after)
+
+
+def lower(limit: float, jitter: float, drawn: float) -> float:
+    """A limit of a worker's life, less a random part: `drawn` is uniform in [0, 1).
+
+    Lower, never higher: somebody has reckoned with the limit.
+    """
+    return limit * (1 - jitter * drawn)

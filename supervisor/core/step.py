@@ -5,192 +5,212 @@ effects that come out, in their order. That is what lets a test run years of cra
 repeated exits, failing forks and jumping clocks in a second, and check after each of them that
 no worker was forgotten.
 
-The life of one worker is `worker_table`, that of the zygote `zygote_table`. What is here is the
-pool's: which worker hears of what, and the three things that are nobody's alone: start what is
-wanted as soon as it can be forked, say when the pool is up, and end when all is gone.
+The life of one worker is `worker_table`, that of a zygote `zygote_table`; how one worker takes
+another's place is `succession`, and how the whole pool's code is replaced `reloading`. What is
+here is the pool's: which worker hears of what, how many there are, and the three things that are
+nobody's alone: start what is wanted as soon as it can be forked, say when the pool is up, and end
+when all is gone.
 """
 
 from dataclasses import replace
 
-from taskiq_supervise.supervisor import messages as m
-from taskiq_supervise.supervisor import worker_table, zygote_table
-from taskiq_supervise.supervisor.model import (
+from taskiq_supervise.supervisor.core import messages as m
+from taskiq_supervise.supervisor.core import reloading, succession
+from taskiq_supervise.supervisor.core.model import (
     EXIT_STOPPED,
     Pool,
     Reason,
+    ReloadStage,
+    Worker,
     WorkerState,
     ZygoteState,
 )
-from taskiq_supervise.supervisor.policy import StopLevel, stop_level
+from taskiq_supervise.supervisor.core.policy import StopLevel, stop_level
+from taskiq_supervise.supervisor.core.turn import Turn
+from taskiq_supervise.supervisor.core.worker_start import kill_stray
 
-_COMMAND: dict[StopLevel, type[m.Drain] | type[m.Stop] | type[m.Kill]] = {
-    StopLevel.DRAIN: m.Drain,
-    StopLevel.STOP: m.Stop,
-    StopLevel.KILL: m.Kill,
-}
+_HOLDS_UP_RECYCLING = {ReloadStage.LOADING, ReloadStage.CANARY, ReloadStage.ROLLING}
 
 
 def step(pool: Pool, event: m.Event, now: float) -> tuple[Pool, tuple[m.Effect, ...]]:
     """The state after `event` at time `now`, and what the shell has to do about it."""
     if pool.finished:
         return pool, ()
-    turn = _Turn(pool, now)
-    turn.take(event)
-    turn.follow_up()
+    turn = Turn(pool, now)
+    _take(turn, event)
+    if turn.pool.stopping:
+        _wind_down(turn)
+    else:
+        _carry_on(turn)
     return turn.pool, tuple(turn.effects)
 
 
-class _Turn:
-    """One call of `step` in progress."""
+def _take(turn: Turn, event: m.Event) -> None:
+    match event:
+        case m.WorkerEvent():
+            _worker_event(turn, event)
+        case m.ZygoteEvent():
+            _zygote_event(turn, event)
+        case m.Started():
+            turn.tell_zygote(turn.pool.zygote, m.ZygoteBegin(turn.pool.zygote.generation))
+        case m.Tick():
+            _tick(turn)
+        case m.ReloadRequested():
+            reloading.request(turn)
+        case m.Scale():
+            _scale(turn, event)
+        case m.Terminate():
+            requests = turn.pool.stop_requests + 1
+            turn.pool = replace(turn.pool, stop_requests=requests)
+            _stop(turn, stop_level(requests, turn.pool.settings.hardkill_count))
+        case m.Quit():
+            _stop(turn, StopLevel.KILL)
 
-    def __init__(self, pool: Pool, now: float) -> None:
-        self.pool = pool
-        self.now = now
-        self.effects: list[m.Effect] = []
 
-    def take(self, event: m.Event) -> None:
-        match event:
-            case m.WorkerEvent():
-                self._worker_event(event)
-            case m.ZygoteEvent():
-                self._zygote_event(event)
-            case m.Started():
-                self._tell_zygote(m.ZygoteBegin(self.pool.zygote.generation))
-            case m.Tick():
-                self._tick()
-            case m.Terminate():
-                requests = self.pool.stop_requests + 1
-                self.pool = replace(self.pool, stop_requests=requests)
-                self._stop(stop_level(requests, self.pool.settings.hardkill_count))
-            case m.Quit():
-                self._stop(StopLevel.KILL)
+# --- events --------------------------------------------------------------------------------------
 
-    def follow_up(self) -> None:
-        if self.pool.stopping:
-            self._wind_down()
-            return
-        if self.pool.zygote.state is ZygoteState.READY:
-            for worker in self.pool.workers:
-                if worker.wanted and worker.state is WorkerState.EMPTY:
-                    self._tell_worker(m.Begin(worker.slot, worker.generation))
-        wanted = [worker for worker in self.pool.workers if worker.wanted]
-        up = wanted and all(worker.state is WorkerState.READY for worker in wanted)
-        if up and not self.pool.announced:
-            self.pool = replace(self.pool, announced=True)
-            self.effects.append(m.Report(m.Happening.POOL_READY, detail=str(len(wanted))))
 
-    def _worker_event(self, event: m.WorkerEvent) -> None:
-        if not 0 <= event.slot < len(self.pool.workers):
-            return
-        worker = self.pool.workers[event.slot]
-        if event.generation == worker.generation:
-            self._tell_worker(event)
-        elif isinstance(event, m.Forked):
-            self._apply(worker_table.stray(worker, event, self._around(event.slot)))
-        # A process that was asked for before the stop and came after it.
-        worker = self.pool.workers[event.slot]
-        if isinstance(event, m.Forked) and not worker.wanted and self.pool.stop is not None:
-            self._command(event.slot, self.pool.stop)
+def _worker_event(turn: Turn, event: m.WorkerEvent) -> None:
+    worker = turn.pool.find(event.slot, event.generation)
+    if worker is None:
+        if isinstance(event, m.Forked):
+            turn.effects += kill_stray(event)
+        return
+    if isinstance(event, m.Buried) and worker.wanted and not worker.successor:
+        heir = turn.pool.successor(worker.slot)
+        if heir is not None and not heir.canary:
+            succession.inherit(turn, worker, heir)
+            worker = replace(worker, wanted=False)
+    turn.tell(worker, event)
+    if isinstance(event, m.Buried) and not worker.wanted:
+        succession.remember(turn, worker)
+    if isinstance(event, m.Forked):
+        born = turn.pool.find(event.slot, event.generation)
+        if born is not None and not born.wanted and born.state is WorkerState.BOOTING:
+            # It was asked for before it was to leave, and came after it.
+            turn.command(born, turn.pool.stop or StopLevel.DRAIN, born.reason or Reason.STOP)
 
-    def _zygote_event(self, event: m.ZygoteEvent) -> None:
-        if event.generation != self.pool.zygote.generation:
-            return
-        self._tell_zygote(event)
-        if isinstance(event, m.QueueOpened) and self.pool.zygote.state is ZygoteState.READY:
-            self.pool = replace(self.pool, loaded=True)
-        if isinstance(event, m.ZygoteExited):
-            for worker in self.pool.workers:
-                self._tell_worker(m.ForkLost(worker.slot, worker.generation))
 
-    def _tick(self) -> None:
-        for worker in self.pool.workers:
-            if worker.deadline is not None and worker.deadline <= self.now:
-                self._tell_worker(m.Due(worker.slot, worker.generation))
-        deadline = self.pool.zygote.deadline
-        if deadline is not None and deadline <= self.now:
-            self._tell_zygote(m.ZygoteDue(self.pool.zygote.generation))
+def _zygote_event(turn: Turn, event: m.ZygoteEvent) -> None:
+    zygotes = (turn.pool.zygote, *turn.pool.others)
+    zygote = next((one for one in zygotes if one.generation == event.generation), None)
+    if zygote is None:
+        return
+    if isinstance(event, m.ZygoteLoaded):
+        turn.pool = replace(turn.pool, broadcast=event.broadcast)
+    turn.tell_zygote(zygote, event)
+    if isinstance(event, m.QueueOpened) and turn.pool.zygote.state is ZygoteState.READY:
+        turn.pool = replace(turn.pool, loaded=True)
+    if isinstance(event, m.ZygoteExited):
+        for worker in turn.each():
+            if worker.zygote == event.generation:
+                turn.tell(worker, m.ForkLost(worker.slot, worker.generation))
 
-    def _stop(self, level: StopLevel) -> None:
-        if self.pool.stop is not None and level <= self.pool.stop:
-            return
-        self.effects.append(m.Report(m.Happening.STOP_REQUESTED, detail=level.name.lower()))
-        self._leave(EXIT_STOPPED)
-        self.pool = replace(self.pool, stop=level)
-        for worker in self.pool.workers:
-            self._command(worker.slot, level)
-        if level is StopLevel.KILL:
-            self._tell_zygote(m.ZygoteEnd(self.pool.zygote.generation))
 
-    def _leave(self, exit_code: int) -> None:
-        """From here on nothing is started; the first reason to leave is the exit status."""
-        if self.pool.exit_code is None:
-            self.pool = replace(self.pool, exit_code=exit_code)
-        workers = tuple(replace(worker, wanted=False) for worker in self.pool.workers)
-        self.pool = replace(self.pool, workers=workers)
+def _tick(turn: Turn) -> None:
+    for worker in turn.each():
+        retires = worker.retire_at if worker.state is WorkerState.READY else None
+        if any(time is not None and time <= turn.now for time in (worker.deadline, retires)):
+            turn.tell(worker, m.Due(worker.slot, worker.generation))
+    for zygote in (turn.pool.zygote, *turn.pool.others):
+        if zygote.deadline is not None and zygote.deadline <= turn.now:
+            turn.tell_zygote(zygote, m.ZygoteDue(zygote.generation))
+    reloading.tick(turn)
 
-    def _wind_down(self) -> None:
-        if any(worker.state is not WorkerState.EMPTY for worker in self.pool.workers):
-            self._announce_drain()
-            return
-        if self.pool.zygote.state not in {ZygoteState.ABSENT, ZygoteState.ENDING}:
-            self._tell_zygote(m.ZygoteEnd(self.pool.zygote.generation))
-        if self.pool.zygote.state is ZygoteState.ABSENT:
-            self.pool = replace(self.pool, finished=True)
-            if self.pool.stop is not None:
-                self.effects.append(m.Report(m.Happening.STOPPED))
-            self.effects.append(m.Finish(self.pool.exit_code or EXIT_STOPPED))
 
-    def _announce_drain(self) -> None:
-        """Once nobody takes tasks any more, and somebody still has some."""
-        draining = [w for w in self.pool.workers if w.state is WorkerState.DRAINING]
-        taking = {WorkerState.FORKING, WorkerState.BOOTING, WorkerState.READY}
-        if (
-            self.pool.drain_announced
-            or not draining
-            or any(worker.state in taking for worker in self.pool.workers)
-            or not all(worker.confirmed for worker in draining)
-        ):
-            return
-        self.pool = replace(self.pool, drain_announced=True)
-        self.effects.append(m.Report(m.Happening.POOL_DRAINING, detail=str(len(draining))))
+def _scale(turn: Turn, event: m.Scale) -> None:
+    pool = turn.pool
+    if pool.stopping or event.workers == pool.target or event.workers < 1:
+        return
+    if pool.broadcast is not None and event.workers > 1:
+        turn.report(m.Happening.SCALE_REFUSED, detail=pool.broadcast)
+        return
+    detail = f"from {pool.target} to {event.workers} workers ({event.by})"
+    turn.pool = replace(pool, target=event.workers)
+    turn.report(m.Happening.SCALED, detail=detail)
 
-    def _command(self, slot: int, level: StopLevel) -> None:
-        generation = self.pool.workers[slot].generation
-        self._tell_worker(_COMMAND[level](slot, generation, Reason.STOP))
 
-    def _tell_worker(self, event: m.WorkerEvent) -> None:
-        worker = self.pool.workers[event.slot]
-        self._apply(worker_table.answer(worker, event, self._around(event.slot)))
+def _stop(turn: Turn, level: StopLevel) -> None:
+    if turn.pool.stop is not None and level <= turn.pool.stop:
+        return
+    turn.report(m.Happening.STOP_REQUESTED, detail=level.name.lower())
+    turn.leave(EXIT_STOPPED)
+    turn.pool = replace(turn.pool, stop=level)
+    reloading.call_off(turn, "the supervisor was stopped")
+    for worker in turn.each():
+        turn.command(worker, level, Reason.STOP)
+    if level is StopLevel.KILL:
+        for zygote in (turn.pool.zygote, *turn.pool.others):
+            turn.tell_zygote(zygote, m.ZygoteEnd(zygote.generation))
 
-    def _apply(self, turn: worker_table.Turn) -> None:
-        worker, effects = turn
-        self.pool = self.pool.with_worker(worker)
-        self.effects += effects
 
-    def _around(self, slot: int) -> worker_table.Surroundings:
-        policy = self.pool.settings.restart
-        return worker_table.Surroundings(
-            now=self.now,
-            settings=self.pool.settings,
-            can_fork=self.pool.zygote.state is ZygoteState.READY,
-            zygote_generation=self.pool.zygote.generation,
-            pool_recent=sum(
-                other.history.recent(policy, self.now)
-                for other in self.pool.workers
-                if other.slot != slot
-            ),
-        )
+# --- what follows from every event ---------------------------------------------------------------
 
-    def _tell_zygote(self, event: m.ZygoteEvent) -> None:
-        around = zygote_table.Surroundings(
-            now=self.now,
-            settings=self.pool.settings,
-            loaded=self.pool.loaded,
-            stopping=self.pool.stopping,
-            stop=self.pool.stop,
-        )
-        turn = zygote_table.answer(self.pool.zygote, event, around)
-        self.pool = replace(self.pool, zygote=turn.zygote)
-        self.effects += turn.effects
-        if turn.exit_code is not None:
-            self._leave(turn.exit_code)
+
+def _carry_on(turn: Turn) -> None:
+    if turn.pool.loaded and turn.pool.zygote.state is ZygoteState.ABSENT:
+        turn.tell_zygote(turn.pool.zygote, m.ZygoteBegin(turn.pool.zygote.generation))
+    _fill(turn)
+    reloading.advance(turn)
+    reload = turn.pool.reload
+    held_up = reload is not None and reload.stage in _HOLDS_UP_RECYCLING
+    succession.advance(turn, recycle=not held_up)
+    # What has taken over may let a reload go on.
+    reloading.advance(turn)
+    for worker in turn.each():
+        ready = turn.forks_for(worker).state is ZygoteState.READY
+        if ready and worker.wanted and worker.state is WorkerState.EMPTY:
+            turn.tell(worker, m.Begin(worker.slot, worker.generation))
+    wanted = [worker for worker in turn.pool.workers if worker.wanted]
+    up = wanted and all(worker.state is WorkerState.READY for worker in wanted)
+    if up and not turn.pool.announced:
+        turn.pool = replace(turn.pool, announced=True)
+        turn.report(m.Happening.POOL_READY, detail=str(len(wanted)))
+
+
+def _fill(turn: Turn) -> None:
+    """One worker for each slot that is to have one, none for the others."""
+    target = turn.pool.target
+    for worker in turn.each():
+        if worker.wanted and worker.slot >= target:
+            turn.dismiss(worker, StopLevel.DRAIN, Reason.SCALE)
+    for slot in range(target):
+        if turn.pool.holder(slot) is None:
+            turn.add(Worker(slot=slot))
+
+
+def _wind_down(turn: Turn) -> None:
+    for worker in turn.each():
+        if worker.state is WorkerState.EMPTY:
+            turn.put(worker, replace(worker, wanted=False))
+    if turn.pool.workers:
+        _announce_drain(turn)
+        return
+    _end_zygotes(turn)
+    if turn.pool.zygote.state is ZygoteState.ABSENT and not turn.pool.others:
+        turn.pool = replace(turn.pool, finished=True)
+        if turn.pool.stop is not None:
+            turn.report(m.Happening.STOPPED)
+        turn.effects.append(m.Finish(turn.pool.exit_code or EXIT_STOPPED))
+
+
+def _end_zygotes(turn: Turn) -> None:
+    for zygote in (turn.pool.zygote, *turn.pool.others):
+        ended = zygote.state is ZygoteState.ABSENT and zygote is turn.pool.zygote
+        if not ended and not (zygote.retired and zygote.state is ZygoteState.ENDING):
+            turn.tell_zygote(zygote, m.ZygoteEnd(zygote.generation))
+
+
+def _announce_drain(turn: Turn) -> None:
+    """Once nobody takes tasks any more, and somebody still has some."""
+    draining = [w for w in turn.pool.workers if w.state is WorkerState.DRAINING]
+    taking = {WorkerState.FORKING, WorkerState.BOOTING, WorkerState.READY}
+    if (
+        turn.pool.drain_announced
+        or not draining
+        or any(worker.state in taking for worker in turn.pool.workers)
+        or not all(worker.confirmed for worker in draining)
+    ):
+        return
+    turn.pool = replace(turn.pool, drain_announced=True)
+    turn.report(m.Happening.POOL_DRAINING, detail=str(len(draining)))

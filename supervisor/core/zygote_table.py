@@ -1,28 +1,35 @@
 """The zygote's life as a table, in the manner of `worker_table`.
 
-There is one zygote, or none. The first time it fails to load the application the supervisor ends,
-because somebody stands before it and waits for an answer; later it is tried again with backoff:
-workers that do their work don't need it, only a dead one can't be replaced until it is back.
+One zygote forks; a reload has a second one, the candidate. The first time the one that forks fails
+to load the application the supervisor ends, because somebody stands before it and waits for an
+answer; later it is tried again with backoff: workers that do their work don't need it, only a dead
+one can't be replaced until it is back. A candidate that fails is not tried again: the reload is.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from taskiq_supervise.supervisor import messages as m
-from taskiq_supervise.supervisor.model import (
+from taskiq_supervise.supervisor.core import messages as m
+from taskiq_supervise.supervisor.core.model import (
     EXIT_NOT_LOADED,
     Settings,
     Zygote,
     ZygoteState,
 )
-from taskiq_supervise.supervisor.policy import StopLevel, judge
+from taskiq_supervise.supervisor.core.policy import StopLevel, judge
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     now: float
     settings: Settings
+    generation: int
+    """For the next process."""
+    target: int
+    """How many workers there are to be."""
+    candidate: bool
+    """It belongs to a reload that has not got as far as to need it."""
     loaded: bool
     """It was loaded once: a failure now is tried again."""
     stopping: bool
@@ -45,12 +52,12 @@ def nop(zygote: Zygote, _event: m.ZygoteEvent, _around: Surroundings) -> Turn:
 
 def begin(zygote: Zygote, _event: m.ZygoteEvent, around: Surroundings) -> Turn:
     if around.stopping:
-        return Turn(replace(zygote, state=ZygoteState.ABSENT, deadline=None))
+        return Turn(replace(zygote, state=ZygoteState.ABSENT, deadline=None, retired=True))
     loading = replace(
         zygote,
         state=ZygoteState.LOADING,
-        generation=zygote.generation + 1,
-        deadline=None,
+        generation=around.generation,
+        deadline=_boot_limit(around),
         failed=False,
         ready_at=None,
     )
@@ -71,9 +78,9 @@ def loaded(zygote: Zygote, event: m.ZygoteLoaded, around: Surroundings) -> Turn:
             detail=", ".join(event.threads),
         )
         return _end(replace(zygote, preload=False), around, told)
-    if event.broadcast is not None and around.settings.workers > 1:
+    if event.broadcast is not None and around.target > 1:
         message = (
-            f"this broker cannot serve {around.settings.workers} workers: {event.broadcast}; use "
+            f"this broker cannot serve {around.target} workers: {event.broadcast}; use "
             "--workers 1, or a broker that gives each task to one worker, such as "
             "taskiq_supervise.SharedMemoryBroker"
         )
@@ -89,7 +96,14 @@ def load_failed(zygote: Zygote, event: m.ZygoteLoadFailed, around: Surroundings)
 
 
 def opened(zygote: Zygote, _event: m.QueueOpened, around: Surroundings) -> Turn:
-    up = replace(zygote, state=ZygoteState.READY, error=None, ready_at=around.now)
+    up = replace(
+        zygote,
+        state=ZygoteState.READY,
+        deadline=None,
+        error=None,
+        traceback=None,
+        ready_at=around.now,
+    )
     return Turn(up, (m.Report(m.Happening.ZYGOTE_READY, generation=zygote.generation),))
 
 
@@ -102,38 +116,53 @@ def stuck(zygote: Zygote, event: m.ZygoteStuck, around: Surroundings) -> Turn:
     return turn._replace(effects=(m.KillZygote(zygote.generation), *turn.effects))
 
 
+def overtime(zygote: Zygote, _event: m.ZygoteDue, around: Surroundings) -> Turn:
+    """Importing the application takes longer than it may."""
+    message = (
+        f"importing the application has not ended within {around.settings.boot_timeout:g} s "
+        "(--boot-timeout); where it stood is in the log"
+    )
+    turn = _fail(zygote, around, message, EXIT_NOT_LOADED)
+    return turn._replace(effects=(m.KillZygote(zygote.generation, dump=True), *turn.effects))
+
+
 def died(zygote: Zygote, event: m.ZygoteExited, around: Surroundings) -> Turn:
     """It ended, and we did not tell it to."""
+    error = f"importing the application ended its process ({event.status})"
+    if zygote.state is ZygoteState.READY:
+        error = f"the process that forks its workers ended ({event.status})"
+    gone = replace(zygote, state=ZygoteState.ABSENT, deadline=None, failed=True, error=error)
+    if around.candidate:
+        return Turn(gone)
     if not around.loaded:
-        told = m.Report(
-            m.Happening.REFUSED,
-            generation=zygote.generation,
-            detail=f"importing the application ended its process ({event.status})",
-        )
-        gone = replace(zygote, state=ZygoteState.ABSENT, deadline=None)
+        told = m.Report(m.Happening.REFUSED, generation=zygote.generation, detail=error)
         return Turn(gone, (told,), EXIT_NOT_LOADED)
     return _again(zygote, event, around)
 
 
 def ended(zygote: Zygote, event: m.ZygoteExited, around: Surroundings) -> Turn:
     """It ended because we told it to: for a stop, for a failure, or to load differently."""
+    if zygote.retired or (around.candidate and zygote.failed):
+        return Turn(replace(zygote, state=ZygoteState.ABSENT, deadline=None))
     if around.stopping or not zygote.failed:
         return begin(zygote, event, around)
     return _again(zygote, event, around)
 
 
 def end(zygote: Zygote, _event: m.ZygoteEnd, around: Surroundings) -> Turn:
-    return _end(zygote, around)
+    return _end(replace(zygote, retired=True), around)
 
 
 def end_now(zygote: Zygote, _event: m.ZygoteEnd, around: Surroundings) -> Turn:
+    """It ends already; from now on for good."""
+    retired = replace(zygote, retired=True)
     if around.stop is not StopLevel.KILL:
-        return Turn(zygote)
-    return Turn(zygote, (m.KillZygote(zygote.generation),))
+        return Turn(retired)
+    return Turn(retired, (m.KillZygote(zygote.generation),))
 
 
 def forget(zygote: Zygote, _event: m.ZygoteEnd, _around: Surroundings) -> Turn:
-    return Turn(replace(zygote, state=ZygoteState.ABSENT, deadline=None))
+    return Turn(replace(zygote, state=ZygoteState.ABSENT, deadline=None, retired=True))
 
 
 def overdue(zygote: Zygote, _event: m.ZygoteDue, around: Surroundings) -> Turn:
@@ -175,6 +204,11 @@ def _end(zygote: Zygote, around: Surroundings, *reports: m.Report) -> Turn:
     if around.stop is StopLevel.KILL:
         how = m.KillZygote(zygote.generation)
     return Turn(ending, (how, *reports))
+
+
+def _boot_limit(around: Surroundings) -> float | None:
+    limit = around.settings.boot_timeout
+    return None if limit is None else around.now + limit
 
 
 def _again(zygote: Zygote, event: m.ZygoteExited, around: Surroundings) -> Turn:
@@ -227,8 +261,8 @@ TABLE: dict[type[m.ZygoteEvent], tuple[Transition, ...]] = {
     m.QueueRefused:     (nop,     nop,         refused,   nop,     nop,      nop),
     m.ZygoteExited:     (nop,     died,        died,      died,    ended,    nop),
     m.ZygoteStuck:      (nop,     stuck,       stuck,     stuck,   nop,      nop),
-    m.ZygoteDue:        (nop,     nop,         nop,       nop,     overdue,  begin),
-    m.ZygoteEnd:        (nop,     end,         end,       end,     end_now,  forget),
+    m.ZygoteDue:        (nop,     overtime,    overtime,  nop,     overdue,  begin),
+    m.ZygoteEnd:        (forget,  end,         end,       end,     end_now,  forget),
 }
 # fmt: on
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from taskiq_supervise.supervisor import messages as m
-from taskiq_supervise.supervisor.core import step
-from taskiq_supervise.supervisor.model import ExitStatus, Pool, Settings, WorkerState, new_pool
+from taskiq_supervise.supervisor.core import messages as m
+from taskiq_supervise.supervisor.core.model import ExitStatus, Pool, Settings, WorkerState, new_pool
+from taskiq_supervise.supervisor.core.step import step
 
 KILLED = ExitStatus(signal=9)
 # Far more turns than a small pool needs from any state.
@@ -35,26 +35,47 @@ class Process:
 
 
 @dataclass
+class ZygoteProcess:
+    generation: int
+    loaded: bool = False
+    opening: bool = False
+    """It waits for its queue to be opened."""
+    told: list[str] = field(default_factory=list)
+
+
+@dataclass
 class World:
     settings: Settings
     now: float = 1000.0
     jitter: float = 0.5
     pool: Pool = field(init=False)
-    zygote: int | None = None
-    """Generation of the zygote process that exists."""
-    zygote_loaded: bool = False
-    zygote_told: list[str] = field(default_factory=list)
-    opening: int | None = None
+    zygotes: dict[int, ZygoteProcess] = field(default_factory=dict)
     asked: list[tuple[int, int]] = field(default_factory=list)
     """Forks asked for and not answered: slot, generation."""
+    asked_of: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Which zygote was."""
+    seats: dict[tuple[int, int], int] = field(default_factory=dict)
     processes: dict[int, Process] = field(default_factory=dict)
+    broken_code: int | None = None
+    """Workers of this reload never get READY."""
     exit_code: int | None = None
     history: list[m.Event] = field(default_factory=list)
     reports: list[m.Report] = field(default_factory=list)
+    reloads: list[m.ReloadEnded] = field(default_factory=list)
     next_pid: int = 100
 
     def __post_init__(self) -> None:
         self.pool = new_pool(self.settings)
+
+    @property
+    def zygote(self) -> int | None:
+        """The generation of the one that forks, if its process exists."""
+        generation = self.pool.zygote.generation
+        return generation if generation in self.zygotes else None
+
+    @property
+    def zygote_told(self) -> list[str]:
+        return self.zygotes[self.pool.zygote.generation].told
 
     def post(self, event: m.Event) -> None:
         """As the shell does: effects in order, the events they cause afterwards."""
@@ -72,28 +93,26 @@ class World:
         match effect:
             case m.StartZygote():
                 assert not stopping
-                assert self.zygote is None, "two zygotes"
-                self.zygote, self.zygote_loaded = effect.generation, False
-                self.zygote_told = []
-            case m.EndZygote() if effect.generation == self.zygote:
-                self.zygote_told.append("end")
-            case m.KillZygote() if effect.generation == self.zygote:
-                self.zygote_told.append("kill")
+                assert effect.generation not in self.zygotes
+                working = [one for one in self.zygotes.values() if not one.told]
+                assert len(working) < 2, "more than two zygotes"
+                self.zygotes[effect.generation] = ZygoteProcess(effect.generation)
+            case m.EndZygote() if effect.generation in self.zygotes:
+                self.zygotes[effect.generation].told.append("end")
+            case m.KillZygote() if effect.generation in self.zygotes:
+                self.zygotes[effect.generation].told.append("kill")
             case m.OpenQueue():
-                assert effect.generation == self.zygote
-                self.opening = effect.generation
+                self.zygotes[effect.generation].opening = True
             case m.Fork():
-                assert not stopping, "a fork while stopping"
-                assert self.zygote is not None
-                assert self.zygote_loaded
-                assert effect.slot not in self.slots_taken(), "two workers in one slot"
-                self.asked.append((effect.slot, effect.generation))
+                self._ask(effect, stopping=stopping)
             case m.SendDrain():
                 self.running(effect.slot, effect.generation).told.append("drain")
             case m.SendStop():
                 self.running(effect.slot, effect.generation).told.append("stop")
             case m.KillWorker():
                 self.running(effect.slot, effect.generation).told.append("kill")
+            case m.DumpStacks() | m.SetAside() | m.CallBack():
+                self.running(effect.slot, effect.generation)
             case m.KillStray():
                 process = self.processes.get(effect.pid)
                 if process is not None:
@@ -106,10 +125,28 @@ class World:
                 return [m.Buried(effect.slot, effect.generation, self.jitter)]
             case m.Report():
                 self.reports.append(effect)
+            case m.ReloadEnded():
+                self.reloads.append(effect)
             case m.Finish():
                 assert self.exit_code is None, "ended twice"
                 self.exit_code = effect.exit_code
         return []
+
+    def _ask(self, effect: m.Fork, *, stopping: bool) -> None:
+        assert not stopping, "a fork while stopping"
+        assert self.zygotes[effect.zygote].loaded
+        key = effect.slot, effect.generation
+        assert key not in self.seats, "a generation was used twice"
+        taken = {
+            self.seats[one.slot, one.generation]
+            for one in self.processes.values()
+            if not one.abandoned and "kill" not in one.told
+        }
+        taken |= {self.seats[asked] for asked in self.asked}
+        assert effect.seat not in taken, "two workers in one seat"
+        self.asked.append(key)
+        self.asked_of[key] = effect.zygote
+        self.seats[key] = effect.seat
 
     def running(self, slot: int, generation: int) -> Process:
         """The process that the shell would find in its books for an effect."""
@@ -121,28 +158,24 @@ class World:
         assert len(found) == 1, f"no process for slot {slot} generation {generation}"
         return found[0]
 
-    def slots_taken(self) -> set[int]:
-        alive = {one.slot for one in self.processes.values() if not one.abandoned}
-        return alive | {slot for slot, _ in self.asked}
-
     # --- what the world does ---------------------------------------------------------------------
 
-    def load(self, **said: object) -> None:
-        assert self.zygote is not None
-        self.zygote_loaded = True
-        self.post(m.ZygoteLoaded(self.zygote, TRANSPORT, **said))  # type: ignore[arg-type]
+    def load(self, generation: int | None = None, **said: object) -> None:
+        zygote = self.zygotes[generation or self.pool.zygote.generation]
+        zygote.loaded = True
+        self.post(m.ZygoteLoaded(zygote.generation, TRANSPORT, **said))  # type: ignore[arg-type]
 
-    def open_queue(self) -> None:
-        generation, self.opening = self.opening, None
-        assert generation is not None
-        self.post(m.QueueOpened(generation))
+    def open_queue(self, generation: int | None = None) -> None:
+        zygote = self.zygotes[generation or self.pool.zygote.generation]
+        assert zygote.opening
+        zygote.opening = False
+        self.post(m.QueueOpened(zygote.generation))
 
-    def zygote_exits(self, status: ExitStatus) -> None:
+    def zygote_exits(self, status: ExitStatus, generation: int | None = None) -> None:
         """With it, its answers are lost; a worker it forked may exist all the same."""
-        generation, self.zygote, self.opening = self.zygote, None, None
-        assert generation is not None
-        self.asked.clear()
-        self.post(m.ZygoteExited(generation, status, self.jitter))
+        zygote = self.zygotes.pop(generation or self.pool.zygote.generation)
+        self.asked = [key for key in self.asked if self.asked_of[key] != zygote.generation]
+        self.post(m.ZygoteExited(zygote.generation, status, self.jitter))
 
     def fork(self, slot: int, generation: int) -> Process:
         """The process comes to be; that the zygote says so is a step of its own."""
@@ -154,7 +187,7 @@ class World:
     def answer_fork(self, process: Process) -> None:
         self.asked.remove((process.slot, process.generation))
         process.answered = True
-        self.post(m.Forked(process.slot, process.generation, process.pid))
+        self.post(m.Forked(process.slot, process.generation, process.pid, self.jitter))
 
     def fail_fork(self, slot: int, generation: int) -> None:
         self.asked.remove((slot, generation))
@@ -172,7 +205,14 @@ class World:
 
 
 def is_up(world: World) -> bool:
-    return all(worker.state is WorkerState.READY for worker in world.pool.workers)
+    """As many as there are to be, and nothing beside them."""
+    workers = world.pool.workers
+    return (
+        [worker.slot for worker in workers] == list(range(world.pool.target))
+        and all(worker.state is WorkerState.READY for worker in workers)
+        and world.pool.reload is None
+        and not world.pool.reload_again
+    )
 
 
 def has_ended(world: World) -> bool:
@@ -190,19 +230,32 @@ def play(
     for _ in range(turns):
         if until(world):
             return
-        if world.zygote is not None and world.zygote_told:
-            world.zygote_exits(ExitStatus(code=0))
-        elif world.zygote is not None and not world.zygote_loaded:
-            world.load()
-        elif world.opening is not None:
-            world.open_queue()
-        elif world.asked:
-            world.answer_fork(world.fork(*world.asked[0]))
-        elif not _workers_move(world, stubborn=stubborn):
+        if not (_zygotes_move(world) or _forks(world) or _workers_move(world, stubborn=stubborn)):
             deadline = world.pool.next_deadline
             assert deadline is not None, f"nothing will ever happen again: {world.pool}"
             world.now = max(world.now, deadline)
             world.post(m.Tick())
+
+
+def _zygotes_move(world: World) -> bool:
+    for zygote in list(world.zygotes.values()):
+        if zygote.told:
+            world.zygote_exits(ExitStatus(code=0), zygote.generation)
+        elif not zygote.loaded:
+            world.load(zygote.generation)
+        elif zygote.opening:
+            world.open_queue(zygote.generation)
+        else:
+            continue
+        return True
+    return False
+
+
+def _forks(world: World) -> bool:
+    if world.asked:
+        world.answer_fork(world.fork(*world.asked[0]))
+        return True
+    return False
 
 
 def _workers_move(world: World, *, stubborn: bool) -> bool:
@@ -210,14 +263,21 @@ def _workers_move(world: World, *, stubborn: bool) -> bool:
         obeys = {"kill"} if stubborn else {"kill", "stop", "drain"}
         if process.exit is None and (process.abandoned or obeys & set(process.told)):
             process.exit = KILLED if "kill" in process.told else ExitStatus(code=0)
-        worker = world.pool.workers[process.slot]
         if process.exit is not None:
             world.report_exit(process)
             return True
-        if worker.state is WorkerState.BOOTING and not stubborn:
-            world.post(m.Ready(process.slot, process.generation))
+        worker = world.pool.find(process.slot, process.generation)
+        if worker is None or stubborn:
+            continue
+        if worker.state is WorkerState.BOOTING:
+            if worker.code != world.broken_code:
+                world.post(m.Ready(process.slot, process.generation))
+            else:
+                error = m.BootFailed(process.slot, process.generation, "broken", "Traceback")
+                world.post(error)
+                process.exit = ExitStatus(code=3)
             return True
-        if worker.state in {WorkerState.DRAINING, WorkerState.STOPPING} and not stubborn:
+        if worker.state in {WorkerState.DRAINING, WorkerState.STOPPING}:
             process.exit = ExitStatus(code=0)
             return True
     return False

@@ -5,15 +5,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
-import click
 import pytest
 from click.testing import CliRunner
 
-from taskiq_supervise.supervisor.cli import cli
-from taskiq_supervise.supervisor.options import build
+from taskiq_supervise.supervisor import shell
+from taskiq_supervise.supervisor.commands.cli import cli
+from taskiq_supervise.supervisor.watching import WatchError
 
 COMMAND = (sys.executable, "-m", "taskiq_supervise")
 
@@ -28,19 +27,13 @@ def call(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[st
     )
 
 
-def parse(*arguments: str) -> dict[str, Any]:
-    """What `run` would be called with."""
-    values: dict[str, Any] = {}
-    with patch.object(cli.commands["run"], "callback", values.update):
-        cli.main(list(arguments), standalone_mode=False)
-    return values
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ((), "module:variable"),
         (("app",), "'app' is neither a command nor an application"),
+        (("statsu",), "for example status"),
+        (("-w", "2", "app"), "'app' is no application"),
         (("app:",), "module:variable"),
         ((":broker",), "module:variable"),
         (("run",), "module:broker"),
@@ -67,7 +60,21 @@ def parse(*arguments: str) -> dict[str, Any]:
         (("app:broker", "--name", "a/b"), "'a/b'"),
         (("app:broker", "--receiver_arg", "x"), "'x' is not written as key=value"),
         (("app:broker", "--no-such-option"), "--no-such-option"),
-        (("app:broker", "--reload"), "--reload"),
+        (("app:broker", "--max-memory", "much"), "'much' is neither bytes nor"),
+        (("app:broker", "--max-memory", "-1"), "'-1' is neither bytes nor"),
+        (("app:broker", "--max-memory", "9" * 400), "more than an address can say"),
+        (("app:broker", "--max-lifetime", "9" * 400), "is not a finite number"),
+        (("app:broker", "--max-lifetime", "1y"), "'1y' is neither seconds nor"),
+        (("app:broker", "--max-lifetime", "1e300"), "'1e300' is not between"),
+        (("app:broker", "--recycle-jitter", "1"), "--recycle-jitter"),
+        (("app:broker", "--recycle-jitter", "nan"), "'nan' is not a number"),
+        (("app:broker", "--nice", "20"), "--nice"),
+        (("app:broker", "--log-style", "xml"), "--log-style"),
+        (("app:broker", "--config", "/nowhere.toml"), "/nowhere.toml"),
+        (("app:broker", "--min-workers", "3"), "min-workers needs max-workers"),
+        (("app:broker", "--min-workers", "4", "--max-workers", "3"), "min-workers is 4, more than"),
+        (("app:broker", "-w5", "--max-workers", "4"), "workers is 5, more than max-workers"),
+        (("app:broker", "-w1", "--min-workers", "2"), "workers is 1, less than min-workers"),
         (("status", "one", "two"), "two"),
         (("status", "../x"), "'../x'"),
     ],
@@ -94,92 +101,6 @@ def test_a_wrong_value_in_the_environment_is_wrong_usage_too() -> None:
     assert "--workers" in done.output
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("app:broker", "app.tasks", "--workers", "3"),
-        ("--workers", "3", "app:broker", "app.tasks"),
-        ("app:broker", "-w3", "app.tasks"),
-        ("run", "app:broker", "app.tasks", "--workers=3"),
-        ("run", "-w", "3", "app:broker", "app.tasks"),
-    ],
-    ids=" ".join,
-)
-def test_run_is_the_default_command_and_options_go_anywhere(arguments: tuple[str, ...]) -> None:
-    values = parse(*arguments)
-    assert (values["app"], values["modules"], values["workers"]) == (
-        "app:broker",
-        ("app.tasks",),
-        3,
-    )
-
-
-def test_options_of_taskiq_worker_mean_the_same_here(tmp_path: Path) -> None:
-    run, name = build(
-        parse(
-            *("app:broker", "more", "-d", str(tmp_path), "-fsd", "-tp", "a.py", "-tp", "b.py"),
-            *("--log-level", "debug", "--log-format", "%(message)s", "--no-configure-logging"),
-            *("--no-parse", "--no-propagate-errors", "--max-threadpool-threads", "4"),
-            *("--use-process-pool", "--max-process-pool-processes", "2"),
-            *("--shutdown-timeout", "1.5", "--max-async-tasks", "7"),
-            *("--max-async-tasks-jitter", "3", "--max-prefetch", "5"),
-            *("--ack-type", "WHEN_RECEIVED", "--receiver", "r:R"),
-            *("--receiver_arg", "a=1", "--receiver_arg", "b=x=y"),
-            *("--wait-tasks-timeout", "12", "--hardkill-count", "2"),
-        )
-    )
-    config, settings = run.config, run.settings
-    assert name == "app-broker"
-    assert (config.modules, config.app_dir, config.fs_discover) == (("more",), str(tmp_path), True)
-    assert config.tasks_pattern == ("a.py", "b.py")
-    assert (config.log_level, config.log_format) == ("DEBUG", "%(message)s")
-    assert (config.configure_logging, config.no_parse, config.no_propagate_errors) == (
-        False,
-        True,
-        True,
-    )
-    assert (config.max_threadpool_threads, config.use_process_pool) == (4, True)
-    assert (config.max_process_pool_processes, config.shutdown_timeout) == (2, 1.5)
-    assert (config.max_async_tasks, config.max_async_tasks_jitter) == (7, 3)
-    assert (config.max_prefetch, config.ack_type, config.receiver) == (5, "when_received", "r:R")
-    assert config.receiver_arg == (("a", "1"), ("b", "x=y"))
-    assert (settings.graceful_timeout, settings.hardkill_count) == (12, 2)
-    assert settings.stop_timeout > config.shutdown_timeout
-
-
-def test_the_defaults_are_those_of_taskiq_worker() -> None:
-    from taskiq.cli.worker.args import WorkerArgs
-
-    theirs = WorkerArgs(broker="app:broker", modules=[])
-    run, _ = build(parse("app:broker"))
-    ours = run.config
-    assert ours.tasks_pattern == tuple(theirs.tasks_pattern)
-    for name in (
-        *("app_dir", "fs_discover", "configure_logging", "log_format", "workers"),
-        *("max_threadpool_threads", "max_process_pool_processes", "no_parse", "shutdown_timeout"),
-        *("max_async_tasks", "max_async_tasks_jitter", "receiver", "max_prefetch"),
-        *("no_propagate_errors", "use_process_pool"),
-    ):
-        assert getattr(ours, name) == getattr(theirs, name), name
-    assert (ours.ack_type, ours.log_level) == (theirs.ack_type.value, theirs.log_level.name)
-    assert run.settings.hardkill_count == theirs.hardkill_count
-
-
-def test_every_option_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = cli.commands["run"]
-    for parameter in run.params:
-        if isinstance(parameter, click.Option):
-            name = max(parameter.opts, key=len).lstrip("-").replace("-", "_").upper()
-            assert f"TASKIQ_SUPERVISE_{name}" in (parameter.envvar or ())
-    monkeypatch.setenv("TASKIQ_SUPERVISE_GRACEFUL_TIMEOUT", "3")
-    monkeypatch.setenv("TASKIQ_SUPERVISE_NO_PRELOAD", "1")
-    monkeypatch.setenv("TASKIQ_SUPERVISE_TASKS_PATTERN", "a.py b.py")
-    monkeypatch.setenv("TASKIQ_SUPERVISE_NAME", "named")
-    built, name = build(parse("app:broker"))
-    assert (built.settings.graceful_timeout, built.config.preload) == (3, False)
-    assert (built.config.tasks_pattern, name) == (("a.py", "b.py"), "named")
-
-
 def test_help_tells_a_newcomer_how_to_begin() -> None:
     done = call("--help")
     assert done.returncode == 0
@@ -194,7 +115,7 @@ def test_the_version_is_the_packages() -> None:
 
 def test_the_supervisor_imports_neither_taskiq_nor_what_only_people_need() -> None:
     code = (
-        "import sys, taskiq_supervise.supervisor.shell, taskiq_supervise.supervisor.cli\n"
+        "import sys, taskiq_supervise.supervisor.shell, taskiq_supervise.supervisor.commands.cli\n"
         "unwanted = {'taskiq', 'uvloop', 'rich', 'pydantic', 'psutil', 'zmq'}\n"
         "print(sorted(unwanted & set(sys.modules)))\n"
     )
@@ -208,3 +129,17 @@ def test_a_runtime_directory_that_cannot_be_used_is_one_line(tmp_path: Path) -> 
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "TASKIQ_SUPERVISE_RUNTIME_DIR" in done.stderr
+
+
+def test_a_limit_that_has_no_effect_here_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    nowhere = str(tmp_path / "file" / "x")
+    for limit, said in (("3", 1), ("-1", 0)):
+        done = call("app:broker", "--max-fails", limit, TASKIQ_SUPERVISE_RUNTIME_DIR=nowhere)
+        assert done.stderr.count("--max-fails has no effect") == said
+
+
+def test_folders_that_cannot_be_watched_are_one_line() -> None:
+    with patch.object(shell, "supervise", side_effect=WatchError("no more watches")):
+        done = CliRunner().invoke(cli, ["app:broker", "--reload"])
+    assert (done.exit_code, done.stderr) == (1, "taskiq-supervise: no more watches\n")

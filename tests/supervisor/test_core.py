@@ -12,8 +12,8 @@ from tests.supervisor.simulated_kernel import (
     running_world,
 )
 
-from taskiq_supervise.supervisor import messages as m
-from taskiq_supervise.supervisor.model import (
+from taskiq_supervise.supervisor.core import messages as m
+from taskiq_supervise.supervisor.core.model import (
     EXIT_NOT_LOADED,
     EXIT_REFUSED,
     ExitStatus,
@@ -188,16 +188,16 @@ def test_a_process_for_a_generation_that_was_given_up_is_killed() -> None:
     late = world.fork(0, 2)
     world.zygote_exits(KILLED)
     play(world, stubborn=False, until=lambda w: bool(w.asked))
-    world.post(m.Forked(0, 2, late.pid))
+    world.post(m.Forked(0, 2, late.pid, 0.5))
     assert late.told == ["kill"]
 
 
 def test_the_same_answer_twice_does_not_kill_the_worker_it_names() -> None:
     world = running_world(workers=1)
     (process,) = world.processes.values()
-    world.post(m.Forked(0, 1, process.pid))
+    world.post(m.Forked(0, 1, process.pid, 0.5))
     assert process.told == []
-    world.post(m.Forked(0, 1, world.fork(0, 1).pid))
+    world.post(m.Forked(0, 1, world.fork(0, 1).pid, 0.5))
     assert [one.told for one in world.processes.values()] == [[], ["kill"]]
 
 

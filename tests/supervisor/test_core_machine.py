@@ -1,5 +1,6 @@
 """The core against a simulated kernel: whatever happens, no worker is forgotten and a stop ends."""
 
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -9,18 +10,30 @@ from tests.supervisor.simulated_kernel import (
     KILLED,
     Process,
     World,
+    ZygoteProcess,
     has_ended,
     is_at_rest,
     is_up,
     play,
 )
 
-from taskiq_supervise.supervisor import messages as m
-from taskiq_supervise.supervisor.model import ExitStatus, Settings, WorkerState, ZygoteState
+from taskiq_supervise.supervisor.core import messages as m
+from taskiq_supervise.supervisor.core.model import ExitStatus, Settings, WorkerState, ZygoteState
 
 EXITS = st.sampled_from(
     [ExitStatus(code=0), ExitStatus(code=1), ExitStatus(code=3), ExitStatus(signal=9), ExitStatus()]
 )
+
+
+NOTICES: list[Callable[[int, int], m.WorkerEvent]] = [
+    lambda slot, generation: m.Worn(slot, generation, "has run 10 tasks"),
+    lambda slot, generation: m.Hung(slot, generation, 12.0, False),
+    lambda slot, generation: m.Hung(slot, generation, 120.0, True),
+    lambda slot, generation: m.Recovered(slot, generation, 12.0),
+    lambda slot, generation: m.Overdue(slot, generation, ("task",)),
+    m.Stopped,
+    m.Continued,
+]
 
 
 class Supervision(RuleBasedStateMachine):
@@ -29,48 +42,65 @@ class Supervision(RuleBasedStateMachine):
     world: World
 
     @initialize(
-        workers=st.integers(1, 3), hardkill_count=st.integers(1, 4), turns=st.integers(0, 12)
+        workers=st.integers(1, 5),
+        hardkill_count=st.integers(1, 4),
+        lifetime=st.sampled_from([None, 3600.0]),
+        turns=st.integers(0, 12),
     )
-    def start(self, workers: int, hardkill_count: int, turns: int) -> None:
-        self.world = World(Settings(workers=workers, hardkill_count=hardkill_count))
+    def start(self, workers: int, hardkill_count: int, lifetime: float | None, turns: int) -> None:
+        settings = Settings(workers=workers, hardkill_count=hardkill_count, max_lifetime=lifetime)
+        self.world = World(settings)
         self.world.post(m.Started())
         play(self.world, stubborn=False, until=is_up, turns=turns)
 
     def processes(self, *, ended: bool) -> list[Process]:
         return [p for p in self.world.processes.values() if (p.exit is not None) is ended]
 
-    # --- the zygote ------------------------------------------------------------------------------
+    # --- zygotes ---------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.world.zygote is not None and not self.world.zygote_loaded)
-    @rule(threads=st.sampled_from([(), ("pool",)]))
-    def zygote_loads(self, threads: tuple[str, ...]) -> None:
-        self.world.load(threads=threads)
+    def zygote(self, data: st.DataObject, **marks: bool) -> ZygoteProcess | None:
+        found = [
+            one
+            for one in self.world.zygotes.values()
+            if all(getattr(one, name) is value for name, value in marks.items())
+        ]
+        return data.draw(st.sampled_from(found)) if found else None
 
-    @precondition(lambda self: self.world.zygote is not None and self.world.pool.loaded)
-    @rule()
-    def zygote_cannot_load_again(self) -> None:
-        assert self.world.zygote is not None
-        self.world.post(m.ZygoteLoadFailed(self.world.zygote, "SyntaxError", None))
+    @precondition(lambda self: any(not one.loaded for one in self.world.zygotes.values()))
+    @rule(data=st.data(), threads=st.sampled_from([(), ("pool",)]))
+    def zygote_loads(self, data: st.DataObject, threads: tuple[str, ...]) -> None:
+        zygote = self.zygote(data, loaded=False)
+        assert zygote is not None
+        self.world.load(zygote.generation, threads=threads)
 
-    @precondition(lambda self: self.world.opening is not None)
-    @rule()
-    def queue_opens(self) -> None:
-        self.world.open_queue()
+    @precondition(lambda self: self.world.zygotes and self.world.pool.loaded)
+    @rule(data=st.data())
+    def zygote_cannot_load_again(self, data: st.DataObject) -> None:
+        zygote = self.zygote(data)
+        assert zygote is not None
+        self.world.post(m.ZygoteLoadFailed(zygote.generation, "SyntaxError", None))
 
-    @precondition(
-        lambda self: (
-            self.world.zygote is not None and (self.world.pool.loaded or self.world.zygote_told)
-        )
-    )
-    @rule(status=EXITS)
-    def zygote_exits(self, status: ExitStatus) -> None:
-        self.world.zygote_exits(status)
+    @precondition(lambda self: any(one.opening for one in self.world.zygotes.values()))
+    @rule(data=st.data())
+    def queue_opens(self, data: st.DataObject) -> None:
+        zygote = self.zygote(data, opening=True)
+        assert zygote is not None
+        self.world.open_queue(zygote.generation)
 
-    @precondition(lambda self: self.world.zygote is not None and self.world.pool.loaded)
-    @rule()
-    def zygote_talks_nonsense(self) -> None:
-        assert self.world.zygote is not None
-        self.world.post(m.ZygoteStuck(self.world.zygote, "nonsense"))
+    @precondition(lambda self: self.world.zygotes)
+    @rule(data=st.data(), status=EXITS)
+    def zygote_exits(self, data: st.DataObject, status: ExitStatus) -> None:
+        zygote = self.zygote(data)
+        assert zygote is not None
+        if self.world.pool.loaded or zygote.told:
+            self.world.zygote_exits(status, zygote.generation)
+
+    @precondition(lambda self: self.world.zygotes and self.world.pool.loaded)
+    @rule(data=st.data())
+    def zygote_talks_nonsense(self, data: st.DataObject) -> None:
+        zygote = self.zygote(data)
+        assert zygote is not None
+        self.world.post(m.ZygoteStuck(zygote.generation, "nonsense"))
 
     @precondition(lambda self: self.world.asked)
     @rule(data=st.data(), dies_first=st.booleans())
@@ -84,8 +114,9 @@ class Supervision(RuleBasedStateMachine):
     @precondition(lambda self: self.world.asked)
     @rule(data=st.data())
     def zygote_forks_and_dies_before_it_answers(self, data: st.DataObject) -> None:
-        self.world.fork(*data.draw(st.sampled_from(self.world.asked)))
-        self.world.zygote_exits(KILLED)
+        asked = data.draw(st.sampled_from(self.world.asked))
+        self.world.fork(*asked)
+        self.world.zygote_exits(KILLED, self.world.asked_of[asked])
 
     @precondition(lambda self: self.world.asked)
     @rule(data=st.data())
@@ -107,6 +138,15 @@ class Supervision(RuleBasedStateMachine):
         process = data.draw(st.sampled_from(self.processes(ended=False)))
         if process.answered:
             self.world.post(m.BootFailed(process.slot, process.generation, "no server"))
+
+    @precondition(lambda self: self.processes(ended=False))
+    @rule(data=st.data(), notice=st.sampled_from(NOTICES))
+    def worker_is_noticed(
+        self, data: st.DataObject, notice: Callable[[int, int], m.WorkerEvent]
+    ) -> None:
+        process = data.draw(st.sampled_from(self.processes(ended=False)))
+        if process.answered:
+            self.world.post(notice(process.slot, process.generation))
 
     @precondition(lambda self: self.processes(ended=False))
     @rule(data=st.data(), status=EXITS)
@@ -133,6 +173,14 @@ class Supervision(RuleBasedStateMachine):
         if deadline is not None:
             self.world.now = max(self.world.now, deadline)
             self.world.post(m.Tick())
+
+    @rule()
+    def reload(self) -> None:
+        self.world.post(m.ReloadRequested())
+
+    @rule(workers=st.integers(1, 5))
+    def scale(self, workers: int) -> None:
+        self.world.post(m.Scale(workers, "a person"))
 
     @precondition(lambda self: self.world.pool.loaded)
     @rule()
@@ -177,12 +225,11 @@ class Supervision(RuleBasedStateMachine):
 
     @invariant()
     def every_process_is_known(self) -> None:
-        workers = self.world.pool.workers
         for process in self.world.processes.values():
             if process.abandoned or "kill" in process.told:
                 continue
-            worker = workers[process.slot]
-            assert worker.generation == process.generation
+            worker = self.world.pool.find(process.slot, process.generation)
+            assert worker is not None
             known = worker.alive and worker.pid == process.pid
             assert known or (worker.state is WorkerState.FORKING and not process.answered)
 
@@ -195,9 +242,30 @@ class Supervision(RuleBasedStateMachine):
                 assert (worker.slot, worker.generation) in self.world.asked
 
     @invariant()
+    def a_slot_has_one_worker_that_is_wanted_and_one_successor_at_most(self) -> None:
+        pool = self.world.pool
+        wanted = [one.slot for one in pool.workers if one.wanted and not one.successor]
+        assert len(wanted) == len(set(wanted))
+        successors = [one.slot for one in pool.workers if one.wanted and one.successor]
+        assert len(successors) == len(set(successors))
+        assert set(successors) <= set(wanted)
+        if pool.stopping:
+            assert wanted == []
+        else:
+            assert wanted == list(range(pool.target))
+        keys = [(one.slot, one.generation) for one in pool.workers if one.generation]
+        assert len(keys) == len(set(keys))
+
+    @invariant()
+    def one_worker_is_recycled_at_a_time_in_pools_as_small_as_these(self) -> None:
+        successors = [one for one in self.world.pool.workers if one.successor and one.wanted]
+        assert len([one for one in successors if not one.canary]) <= 1
+
+    @invariant()
     def whoever_waits_for_time_has_a_deadline(self) -> None:
         waits = {
             WorkerState.FORKING,
+            WorkerState.BOOTING,
             WorkerState.DRAINING,
             WorkerState.STOPPING,
             WorkerState.KILLING,
@@ -206,28 +274,40 @@ class Supervision(RuleBasedStateMachine):
         }
         for worker in self.world.pool.workers:
             assert (worker.deadline is not None) == (worker.state in waits)
-        zygote = self.world.pool.zygote
-        waiting = zygote.state in {ZygoteState.ENDING, ZygoteState.BACKOFF}
-        assert (zygote.deadline is not None) == waiting
+        waiting = {
+            ZygoteState.LOADING,
+            ZygoteState.ATTACHING,
+            ZygoteState.ENDING,
+            ZygoteState.BACKOFF,
+        }
+        for zygote in (self.world.pool.zygote, *self.world.pool.others):
+            assert (zygote.deadline is not None) == (zygote.state in waiting)
+
+    @invariant()
+    def every_zygote_is_known(self) -> None:
+        pool = self.world.pool
+        known = {zygote.generation for zygote in (pool.zygote, *pool.others)}
+        assert set(self.world.zygotes) <= known
 
     @invariant()
     def nothing_is_left_when_it_has_ended(self) -> None:
         if self.world.exit_code is not None:
             assert not [one for one in self.world.processes.values() if not one.abandoned]
-            assert self.world.zygote is None
+            assert not self.world.zygotes
+            assert self.world.pool.reload is None
 
     def teardown(self) -> None:
         if not hasattr(self, "world"):
             return
         if not self.world.pool.stopping:
-            for process in self.world.processes.values():
-                process.told.clear()
-            play(self.world, stubborn=False, until=is_up)
+            play(self.world, stubborn=False, until=is_at_rest)
             assert is_up(self.world), self.world.pool
+            assert len({worker.code for worker in self.world.pool.workers}) == 1
             self.world.post(m.Terminate())
         # The worst of workers: it neither drains nor stops, and ends only by SIGKILL.
         play(self.world, stubborn=True, until=has_ended)
-        assert self.world.exit_code == 0, self.world.pool
+        # Only a start that took too long is a failure here.
+        assert self.world.exit_code == (0 if self.world.pool.loaded else 3), self.world.pool
 
 
 Supervision.TestCase.settings = settings(

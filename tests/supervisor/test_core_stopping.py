@@ -15,8 +15,8 @@ from tests.supervisor.simulated_kernel import (
     running_world,
 )
 
-from taskiq_supervise.supervisor import messages as m
-from taskiq_supervise.supervisor.model import (
+from taskiq_supervise.supervisor.core import messages as m
+from taskiq_supervise.supervisor.core.model import (
     ExitStatus,
     Settings,
     WorkerState,
@@ -147,13 +147,13 @@ def test_a_stop_reaches_a_worker_in_whatever_state_it_finds_it(
 def test_a_stop_does_not_wait_for_a_worker_that_waits_for_its_next_start(event: m.Event) -> None:
     world = in_backoff()
     world.post(event)
-    assert world.pool.workers[0].state is WorkerState.EMPTY
+    assert world.pool.workers == ()
 
 
 def test_a_quarantined_slot_does_not_hold_up_a_stop() -> None:
     world = in_quarantine()
     world.post(m.Terminate())
-    assert world.pool.workers[0].state is WorkerState.EMPTY
+    assert world.pool.workers == ()
 
 
 def test_a_worker_that_drained_gets_its_own_time_to_close_down() -> None:

@@ -16,8 +16,8 @@ from taskiq.serializers import JSONSerializer, PickleSerializer
 
 from taskiq_supervise.broker import FrameFormatter, frames
 from taskiq_supervise.broker.pickling import CloudpickleSerializer
-from taskiq_supervise.supervisor import message_text
-from taskiq_supervise.supervisor.message_text import (
+from taskiq_supervise.supervisor.commands import message_text
+from taskiq_supervise.supervisor.commands.message_text import (
     Frame,
     MessageText,
     jsonable,

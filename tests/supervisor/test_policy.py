@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskiq_supervise.supervisor.policy import (
+from taskiq_supervise.supervisor.core.policy import (
     History,
     PolicyError,
     RestartPolicy,

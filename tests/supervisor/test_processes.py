@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from taskiq_supervise.supervisor.model import ExitStatus
+from taskiq_supervise.supervisor.core.model import ExitStatus
 from taskiq_supervise.supervisor.processes import Child, Children, spawn
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs pidfd_open")
@@ -189,6 +189,124 @@ async def test_a_child_ignores_no_signal_though_its_parent_does(pipe: tuple[int,
     assert await exited == ExitStatus(signal=signal.SIGPIPE)
 
 
+class Stops:
+    """Adopts children, and sweeps on SIGCHLD as the supervisor does."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.children = Children(loop, lambda: False)
+        self.told: asyncio.Queue[bool] = asyncio.Queue()
+        self.exited: asyncio.Future[ExitStatus] = loop.create_future()
+
+    def adopt(self, pid: int) -> Child:
+        return self.children.adopt(pid, self.exited.set_result, self.told.put_nowait)
+
+
+@pytest.fixture
+async def stops() -> AsyncIterator[Stops]:
+    loop = asyncio.get_running_loop()
+    stops = Stops()
+    loop.add_signal_handler(signal.SIGCHLD, stops.children.sweep)
+    yield stops
+    loop.remove_signal_handler(signal.SIGCHLD)
+
+
+def wait_for_stop(pid: int) -> None:
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+
+
+def wait_for_continuation(pid: int) -> None:
+    os.waitid(os.P_PID, pid, os.WCONTINUED | os.WNOWAIT)
+
+
+async def test_a_stop_and_its_end_are_noticed_without_polling(
+    pipe: tuple[int, int], stops: Stops
+) -> None:
+    child = stops.adopt(start("sleep 1000", pipe[1]))
+    for _ in range(3):
+        child.signal(signal.SIGSTOP)
+        assert await stops.told.get() is True
+        assert child.stopped
+        child.signal(signal.SIGCONT)
+        assert await stops.told.get() is False
+        assert not child.stopped
+    child.kill_group()
+    assert await stops.exited == ExitStatus(signal=9)
+    assert stops.told.empty()
+
+
+async def test_a_stop_by_the_process_itself_and_by_the_terminal_count_as_well(
+    pipe: tuple[int, int], stops: Stops
+) -> None:
+    child = stops.adopt(start("kill -TSTP $$; exit 5", pipe[1]))
+    assert await stops.told.get() is True
+    child.signal(signal.SIGCONT)
+    assert await stops.exited == ExitStatus(code=5)
+
+
+async def test_a_child_that_was_stopped_before_it_is_adopted_is_not_missed(
+    pipe: tuple[int, int],
+) -> None:
+    stops = Stops()  # its SIGCHLD has come and gone, and no other comes
+    pid = start("sleep 1000", pipe[1])
+    os.kill(pid, signal.SIGSTOP)
+    wait_for_stop(pid)
+    child = stops.adopt(pid)
+    assert await stops.told.get() is True
+    child.kill_group()  # SIGKILL ends a stopped process too
+    assert await stops.exited == ExitStatus(signal=9)
+    assert stops.told.empty()
+
+
+async def test_a_child_that_ran_between_two_stops_is_told_to_have_run(
+    pipe: tuple[int, int],
+) -> None:
+    """Nobody looks in between here: the kernel keeps only the last change."""
+    stops = Stops()
+    child = stops.adopt(start("sleep 1000", pipe[1]))
+    child.signal(signal.SIGSTOP)
+    wait_for_stop(child.pid)
+    stops.children.sweep()
+    child.signal(signal.SIGCONT)
+    wait_for_continuation(child.pid)
+    child.signal(signal.SIGSTOP)
+    wait_for_stop(child.pid)
+    stops.children.sweep()
+    assert [stops.told.get_nowait() for _ in range(3)] == [True, False, True]
+    child.kill_group()
+    await stops.exited
+
+
+async def test_a_stop_that_was_over_before_anybody_looked_is_no_news(
+    pipe: tuple[int, int],
+) -> None:
+    stops = Stops()
+    child = stops.adopt(start("sleep 1000", pipe[1]))
+    child.signal(signal.SIGSTOP)
+    wait_for_stop(child.pid)
+    child.signal(signal.SIGCONT)
+    wait_for_continuation(child.pid)
+    stops.children.sweep()
+    assert stops.told.empty()
+    child.kill_group()
+    await stops.exited
+
+
+async def test_the_stops_of_others_are_left_alone(pipe: tuple[int, int], stops: Stops) -> None:
+    unwatched, exited = start("sleep 1000", pipe[1]), asyncio.get_running_loop().create_future()
+    stops.children.adopt(unwatched, exited.set_result)
+    watched = stops.adopt(start("sleep 1000", pipe[1]))
+    os.kill(unwatched, signal.SIGSTOP)
+    watched.signal(signal.SIGSTOP)
+    assert await stops.told.get() is True
+    wait_for_stop(unwatched)  # whoever wants to know still can
+    for child in (unwatched, watched.pid):
+        os.kill(child, signal.SIGKILL)
+    await exited
+    await stops.exited
+    assert stops.told.empty()
+
+
 def test_orphans_of_orphans_come_to_a_subreaper_and_leave_no_zombies() -> None:
     script = textwrap.dedent(
         """
@@ -221,3 +339,53 @@ def test_orphans_of_orphans_come_to_a_subreaper_and_leave_no_zombies() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout == "no children left\n"
+
+
+def own_pid_namespace() -> list[str] | None:
+    """A command that makes what follows PID 1 of a namespace; None: not for this user."""
+    for rights in ([], ["--user", "--map-root-user"]):
+        command = ["unshare", *rights, "--pid", "--fork", "--kill-child", "--mount-proc"]
+        try:
+            subprocess.run([*command, "true"], capture_output=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        return command
+    return None
+
+
+def test_as_pid_1_of_a_container_it_reaps_strangers() -> None:
+    command = own_pid_namespace()
+    if command is None:
+        pytest.skip("needs the right to make a PID namespace")
+    script = textwrap.dedent(
+        """
+        import asyncio, os, signal
+        from taskiq_supervise.supervisor.processes import Children
+
+        async def main():
+            assert os.getpid() == 1
+            loop = asyncio.get_running_loop()
+            children = Children(loop, lambda: False)
+            alone = asyncio.Event()
+
+            def swept():
+                children.sweep()
+                # A zombie would still be listed.
+                if [name for name in os.listdir("/proc") if name.isdigit()] == ["1"]:
+                    alone.set()
+
+            loop.add_signal_handler(signal.SIGCHLD, swept)
+            # Daemons: their parents end first, and nobody but PID 1 is left for them.
+            for delay in ("0", "0.05", "0.1"):
+                script = f"(setsid sh -c 'sleep {delay}; exit 3' &) & exit 0"
+                os.posix_spawn("/bin/sh", ["sh", "-c", script], os.environ)
+            await asyncio.wait_for(alone.wait(), 20)
+            print("alone")
+
+        asyncio.run(main())
+        """
+    )
+    done = subprocess.run(
+        [*command, sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("alone\n", "")

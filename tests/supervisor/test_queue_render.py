@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from taskiq_supervise.supervisor.queue_render import (
+from taskiq_supervise.supervisor.commands.queue_render import (
     moment,
     printable,
     short_moment,

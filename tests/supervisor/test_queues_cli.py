@@ -190,21 +190,21 @@ def test_looking_changes_nothing(queue: TaskQueue) -> None:
 @pytest.mark.parametrize(
     ("flags", "gone", "purged"),
     [
-        ([], {"waiting-1", "waiting-2", "later"}, [3, 0, 0]),
-        (["--waiting"], {"waiting-1", "waiting-2", "later"}, [3, 0, 0]),
-        (["--dead"], {"dead"}, [0, 1, 0]),
-        (["--results"], {"result"}, [0, 0, 1]),
-        (["--dead", "--results"], {"dead", "result"}, [0, 1, 1]),
+        ([], ["waiting-1", "waiting-2", "later"], [3, 0, 0]),
+        (["--waiting"], ["waiting-1", "waiting-2", "later"], [3, 0, 0]),
+        (["--dead"], ["dead"], [0, 1, 0]),
+        (["--results"], ["result"], [0, 0, 1]),
+        (["--dead", "--results"], ["dead", "result"], [0, 1, 1]),
         (
             ["--waiting", "--dead", "--results"],
-            {"waiting-1", "waiting-2", "later", "dead", "result"},
+            ["waiting-1", "waiting-2", "later", "dead", "result"],
             [3, 1, 1],
         ),
     ],
     ids=str,
 )
 def test_what_is_meant_is_purged_and_no_more(
-    queue: TaskQueue, flags: list[str], gone: set[str], purged: list[int]
+    queue: TaskQueue, flags: list[str], gone: list[str], purged: list[int]
 ) -> None:
     before = outcomes(queue)
     done = as_json("queue", "purge", "q", "--yes", *flags)
@@ -355,7 +355,7 @@ def test_an_application_may_be_called_queue_or_dead() -> None:
 def test_help_does_not_import_what_only_the_commands_need() -> None:
     code = (
         "import sys\n"
-        "from taskiq_supervise.supervisor.cli import cli\n"
+        "from taskiq_supervise.supervisor.commands.cli import cli\n"
         "cli.main(['queue', 'purge', '--help'], standalone_mode=False)\n"
         "ours = ('queue_facts', 'queue_render', 'message_text')\n"
         "unwanted = {'rich', 'taskiq', 'pickletools', 'taskiq_supervise.ipc.removal'}\n"

@@ -109,7 +109,8 @@ def test_what_a_killed_instance_left_is_no_obstacle_and_is_cleared() -> None:
 def test_a_clean_end_leaves_nothing() -> None:
     instance = Instance.claim("one")
     instance.listen().close()
-    instance.board.touch()
+    instance.board("").touch()
+    instance.board("fast").touch()
     instance.close()
     assert list(runtime_directory().iterdir()) == []
 

@@ -12,10 +12,12 @@ import pytest
 from rich.console import Console
 
 from taskiq_supervise.ipc import Board
-from taskiq_supervise.supervisor import messages as m
-from taskiq_supervise.supervisor import render, status
-from taskiq_supervise.supervisor.model import (
+from taskiq_supervise.supervisor import status
+from taskiq_supervise.supervisor.commands import render
+from taskiq_supervise.supervisor.core import messages as m
+from taskiq_supervise.supervisor.core.model import (
     ExitStatus,
+    Health,
     Pool,
     Reason,
     Settings,
@@ -26,7 +28,6 @@ from taskiq_supervise.supervisor.model import (
 from taskiq_supervise.supervisor.usage import Usage, UsageMeter
 
 NOW = 1000.0
-IDENTITY = status.Identity(name="one", pid=17, app="app:broker", version="0.1.0", started=900.0)
 SHM = m.Transport("shm", "demo", "/dev/shm/x")
 QUEUE = {"ready": 5, "leased": 2, "delayed": 0, "dead": 1, "capacity": 64}
 
@@ -66,39 +67,55 @@ def pool_of_two() -> Pool:
 
 
 def snapshot(pool: Pool, tallies: status.Tallies, **changes: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "transport": SHM,
-        "queue": QUEUE,
-        "measure": lambda processes: {pid: Usage(12.5, 1 << 26) for pid in processes},
-        **changes,
+    """An instance with this one pool, as the supervisor puts it together."""
+    values: dict[str, Any] = {"transport": SHM, "queue": QUEUE, **changes}
+    view = status.PoolView("", "app:broker", pool, tallies, **values)
+    usage = {4711: Usage(12.5, 1 << 26)}
+    found = status.pool_status(view)
+    return {
+        "name": "one",
+        "pid": 17,
+        "version": "0.1.0",
+        "uptime": 100.0,
+        "state": found["state"],
+        "message": found["message"],
+        "pools": [found],
+        "workers": status.worker_statuses(view, usage, NOW),
     }
-    return status.snapshot(IDENTITY, pool, tallies, now=NOW, **values)
 
 
 def test_the_snapshot_has_what_programs_rely_on(board: Board) -> None:
     writer = board.writer(0)
     writer.reset(4711, 2)
     writer.end(writer.begin("t0", "app:add", 1), failed=True)
-    writer.begin("t1", "app:nap", 2)
+    writer.begin("t1", "app:nap", 2, NOW + 30)
 
     found = snapshot(pool_of_two(), status.Tallies(board))
     assert json.loads(json.dumps(found)) == found
-    expected = {
-        "name": "one",
-        "pid": 17,
-        "state": "running",
+    (pool,) = found["pools"]
+    assert "connection refused" in pool.pop("message")
+    assert pool == {
+        "name": "",
         "app": "app:broker",
+        "state": "running",
         "transport": "shm",
-        "uptime": 100.0,
         "queue": QUEUE,
         "queue_name": "demo",
+        "queue_directory": "/dev/shm/x",
+        "zygote": {"state": "absent", "generation": 0},
+        "target": 2,
+        "min_workers": None,
+        "max_workers": None,
+        "reload": None,
     }
-    assert {key: found[key] for key in expected} == expected
-    assert "connection refused" in found["message"]
     running, waiting = found["workers"]
     (task,) = running.pop("running")
     assert (task["task_id"], task["task_name"], task["attempt"]) == ("t1", "app:nap", 2)
+    assert task["remaining"] == pytest.approx(30.0)
     assert running == {
+        "pool": "",
+        "health": "ok",
+        "reason": None,
         "slot": 0,
         "pid": 4711,
         "state": "ready",
@@ -114,6 +131,9 @@ def test_the_snapshot_has_what_programs_rely_on(board: Board) -> None:
         "rss_bytes": 1 << 26,
     }
     assert waiting == {
+        "pool": "",
+        "health": None,
+        "reason": None,
         "slot": 1,
         "pid": None,
         "state": "backoff",
@@ -134,8 +154,9 @@ def test_the_snapshot_has_what_programs_rely_on(board: Board) -> None:
 def test_an_application_on_another_broker_has_no_queue(board: Board) -> None:
     transport = m.Transport("broker", "taskiq_redis.ListQueueBroker")
     found = snapshot(pool_of_two(), status.Tallies(board), transport=transport, queue=None)
-    assert found["queue"] is None
-    assert found["transport"] == "taskiq_redis.ListQueueBroker"
+    (pool,) = found["pools"]
+    assert (pool["queue"], pool["queue_name"]) == (None, None)
+    assert pool["transport"] == "taskiq_redis.ListQueueBroker"
 
 
 def test_code_that_cannot_be_loaded_any_more_is_said(board: Board) -> None:
@@ -169,6 +190,49 @@ def test_what_a_predecessor_left_on_the_board_is_not_what_its_successor_runs(boa
     writer.begin("old", "app:nap", 1)
     found = snapshot(pool_of_two(), status.Tallies(board))
     assert found["workers"][0]["running"] == []
+
+
+def test_two_workers_of_a_slot_are_told_apart_and_add_up(board: Board) -> None:
+    """As in a reload: the leaving one and its successor, each in a seat of its own."""
+    pool = pool_of_two()
+    old = replace(pool.workers[0], state=WorkerState.DRAINING, wanted=False, reason=Reason.RELOAD)
+    new = replace(pool.workers[0], seat=1, generation=3, pid=4713)
+    tallies = status.Tallies(board)
+    for worker, tasks in ((old, 2), (new, 3)):
+        writer = board.writer(worker.seat)
+        writer.reset(worker.pid, worker.generation)
+        for _ in range(tasks):
+            writer.end(writer.begin("t", "app:add", 1), failed=False)
+    found = snapshot(replace(pool, workers=(old, new)), tallies)["workers"]
+    assert [(one["slot"], one["generation"], one["state"]) for one in found] == [
+        (0, 2, "draining"),
+        (0, 3, "ready"),
+    ]
+    assert [one["tasks"]["done"] for one in found] == [2, 3]
+    assert found[0]["reason"] == "reload"
+    assert tallies.close_generation(old)
+    assert tallies.of(new) == (5, 0)
+
+
+@pytest.mark.parametrize(("health", "shows"), [(Health.HUNG, "hung"), (Health.STOPPED, "stopped")])
+def test_people_see_who_does_not_go_on(board: Board, health: Health, shows: str) -> None:
+    pool = pool_of_two()
+    ill = replace(pool.workers[0], health=health)
+    text = shown(snapshot(replace(pool, workers=(ill,)), status.Tallies(board)))
+    assert shows in text
+    assert "ready " not in text.split("WORKER")[1]
+
+
+def test_two_pools_are_shown_one_after_the_other(board: Board) -> None:
+    one = snapshot(pool_of_two(), status.Tallies(board))
+    fast = {**one["pools"][0], "name": "fast", "min_workers": 1, "max_workers": 8}
+    slow = {**one["pools"][0], "name": "slow", "app": "app:slow", "reload": "canary"}
+    workers = [{**worker, "pool": name} for name in ("fast", "slow") for worker in one["workers"]]
+    text = shown({**one, "pools": [fast, slow], "workers": workers})
+    assert text.index("fast running  app:broker") < text.index("slow running  app:slow")
+    assert "1 to 8 workers" in text
+    assert "reload: canary" in text
+    assert text.count("4711") == 2
 
 
 # --- usage ---------------------------------------------------------------------------------------
@@ -223,7 +287,7 @@ def test_people_see_workers_tasks_and_what_is_wrong(board: Board, width: int) ->
     writer.begin("id-1", "app:nap [really]", 2)
     text = shown(snapshot(pool_of_two(), status.Tallies(board)), width=width)
     for piece in (
-        *("one running", "app:broker, pid 17, up 1m40s, transport shm"),
+        *("one running", "app:broker, pid 17, up 1m40s", "transport shm"),
         *("5 ready, 2 leased, 0 delayed, 1 dead; room for 64", "4711", "64M", "12%"),
         *("app:nap [really] for", "attempt 2, id-1", "connection refused", "backoff"),
     ):
@@ -247,10 +311,8 @@ def test_an_instance_that_does_not_answer_can_be_shown() -> None:
             "pid": None,
             "state": "unresponsive",
             "message": "it has not answered",
-            "app": None,
-            "transport": None,
             "uptime": None,
-            "queue": None,
+            "pools": [],
             "workers": [],
         }
     )

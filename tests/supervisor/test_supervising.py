@@ -230,7 +230,7 @@ def test_a_command_that_is_not_known_is_an_error_and_nothing_else(
 ) -> None:
     write(BROKER)
     supervisor = supervise("app:broker", "--workers", "1").wait_ready()
-    with pytest.raises(ControlError, match="unknown command 'dance'; known: status"):
+    with pytest.raises(ControlError, match="unknown command 'dance'; known: reload, scale, status"):
         Client("app-broker").request("dance")
     assert supervisor.stop() == 0
 

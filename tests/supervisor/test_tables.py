@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from taskiq_supervise.supervisor import messages as m
-from taskiq_supervise.supervisor import worker_table, zygote_table
-from taskiq_supervise.supervisor.model import (
+from taskiq_supervise.supervisor.core import messages as m
+from taskiq_supervise.supervisor.core import worker_table, zygote_table
+from taskiq_supervise.supervisor.core.model import (
     ALIVE,
     ExitStatus,
     Reason,
@@ -18,7 +18,8 @@ from taskiq_supervise.supervisor.model import (
     Zygote,
     ZygoteState,
 )
-from taskiq_supervise.supervisor.policy import StopLevel
+from taskiq_supervise.supervisor.core.policy import StopLevel
+from taskiq_supervise.supervisor.core.worker_turn import Surroundings
 
 SETTINGS = Settings(workers=1)
 VALUES: dict[str, Any] = {
@@ -35,6 +36,11 @@ VALUES: dict[str, Any] = {
     "transport": m.Transport("shm", "queue", "/dev/shm/x"),
     "threads": (),
     "broadcast": None,
+    "oom": False,
+    "why": "has grown",
+    "seconds": 12.0,
+    "too_long": False,
+    "tasks": ("a",),
 }
 
 
@@ -59,20 +65,28 @@ def an(event_type: type) -> Any:
 def worker_in(state: WorkerState, **changes: Any) -> Worker:
     sitting = state in ALIVE or state is WorkerState.REAPED
     waiting = state in {WorkerState.BACKOFF, WorkerState.QUARANTINED, WorkerState.FORKING}
+    up = {WorkerState.READY, WorkerState.DRAINING}
     values: dict[str, Any] = {
         "slot": 0,
         "state": state,
         "generation": 7,
         "pid": 4711 if sitting else 0,
         "deadline": 5.0 if waiting else None,
+        "ready_at": 1.0 if state in up else None,
         **changes,
     }
     return Worker(**values)
 
 
-def surroundings(*, can_fork: bool = True, now: float = 10.0) -> worker_table.Surroundings:
-    return worker_table.Surroundings(
-        now=now, settings=SETTINGS, can_fork=can_fork, zygote_generation=1, pool_recent=0
+def surroundings(*, can_fork: bool = True, now: float = 10.0) -> Surroundings:
+    state = ZygoteState.READY if can_fork else ZygoteState.LOADING
+    return Surroundings(
+        now=now,
+        settings=SETTINGS,
+        zygote=Zygote(state=state, generation=1),
+        generation=8,
+        seat=0,
+        pool_recent=0,
     )
 
 
@@ -121,15 +135,28 @@ def test_every_pair_of_the_workers_table_gives_a_sound_worker(
 
 
 @pytest.mark.parametrize("stop", [None, *StopLevel])
-@pytest.mark.parametrize("loaded", [True, False])
+@pytest.mark.parametrize(
+    ("loaded", "candidate"), [(True, False), (False, False), (True, True)], ids=str
+)
 @pytest.mark.parametrize("state", ZygoteState)
 @pytest.mark.parametrize("event_type", sorted(zygote_table.TABLE, key=str))
 def test_every_pair_of_the_zygotes_table_gives_a_sound_zygote(
-    state: ZygoteState, event_type: type[m.ZygoteEvent], loaded: bool, stop: StopLevel | None
+    state: ZygoteState,
+    event_type: type[m.ZygoteEvent],
+    loaded: bool,
+    candidate: bool,
+    stop: StopLevel | None,
 ) -> None:
     before = Zygote(state=state, generation=7)
     around = zygote_table.Surroundings(
-        now=10.0, settings=SETTINGS, loaded=loaded, stopping=stop is not None, stop=stop
+        now=10.0,
+        settings=SETTINGS,
+        generation=8,
+        target=1,
+        candidate=candidate,
+        loaded=loaded,
+        stopping=stop is not None,
+        stop=stop,
     )
     turn = zygote_table.answer(before, an(event_type), around)
     if turn.zygote.state is ZygoteState.ENDING and before.state is not ZygoteState.ENDING:
@@ -139,6 +166,10 @@ def test_every_pair_of_the_zygotes_table_gives_a_sound_zygote(
         assert not any(isinstance(one, m.StartZygote) for one in turn.effects)
     if loaded:
         assert turn.exit_code is None
+    if turn.zygote.state is ZygoteState.LOADING and state is not ZygoteState.LOADING:
+        assert (turn.zygote.generation, turn.zygote.deadline) == (8, 70.0)
+    if candidate and turn.zygote.failed:
+        assert not any(isinstance(one, m.StartZygote) for one in turn.effects)
 
 
 def test_a_worker_that_is_wanted_waits_empty_while_there_is_no_zygote() -> None:
@@ -174,9 +205,14 @@ def test_a_worker_that_is_wanted_waits_empty_while_there_is_no_zygote() -> None:
             Reason.CRASH,
         ),
         (
-            worker_in(WorkerState.DRAINING, reason=Reason.STOP),
+            worker_in(WorkerState.DRAINING, reason=Reason.STOP, ready_at=None),
             ExitStatus(code=3),
             Reason.STOP,
+        ),
+        (
+            worker_in(WorkerState.KILLING, reason=Reason.HANG, ready_at=1.0),
+            ExitStatus(signal=9),
+            Reason.HANG,
         ),
         (
             worker_in(WorkerState.KILLING, reason=Reason.STOP, ready_at=1.0),
@@ -188,6 +224,21 @@ def test_a_worker_that_is_wanted_waits_empty_while_there_is_no_zygote() -> None:
 def test_why_a_worker_left_is_known(before: Worker, status: ExitStatus, reason: Reason) -> None:
     after, _ = worker_table.answer(before, m.Exited(0, 7, 4711, status, False), surroundings())
     assert (after.state, after.last_reason) == (WorkerState.REAPED, reason)
+
+
+def test_a_sigkill_that_was_not_ours_while_memory_ran_out_is_said_to_be_that() -> None:
+    killed, crashed = ExitStatus(signal=9), ExitStatus(signal=11)
+    for state, status, reason in (
+        (WorkerState.READY, killed, Reason.OOM),
+        (WorkerState.BOOTING, killed, Reason.OOM),
+        (WorkerState.READY, crashed, Reason.CRASH),
+    ):
+        exited = m.Exited(0, 7, 4711, status, False, oom=True)
+        after, _ = worker_table.answer(worker_in(state), exited, surroundings())
+        assert after.last_reason is reason
+    ours = worker_in(WorkerState.KILLING, reason=Reason.RECYCLE, ready_at=1.0)
+    exited = m.Exited(0, 7, 4711, killed, False, oom=True)
+    assert worker_table.answer(ours, exited, surroundings())[0].last_reason is Reason.RECYCLE
 
 
 def test_an_exit_status_is_said_in_words() -> None:
@@ -209,7 +260,7 @@ def test_an_exit_status_is_said_in_words() -> None:
 @pytest.mark.parametrize("state", [one for one in WorkerState if one is not WorkerState.FORKING])
 def test_a_process_that_no_slot_waits_for_is_killed(state: WorkerState) -> None:
     before = worker_in(state)
-    forked = m.Forked(0, 7, 999)
+    forked = m.Forked(0, 7, 999, 0.5)
     after, effects = worker_table.answer(before, forked, surroundings())
     assert after == before
     assert m.KillStray(0, 7, 999) in effects

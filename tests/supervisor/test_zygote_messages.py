@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from taskiq_supervise.supervisor import messages as m
+from taskiq_supervise.supervisor.core import messages as m
 from taskiq_supervise.supervisor.zygote import understand
 
 LOADED: dict[str, Any] = {
@@ -34,9 +34,10 @@ def test_an_application_that_cannot_be_loaded() -> None:
 
 
 def test_answers_to_forks() -> None:
-    assert understand({"op": "forked", "slot": 1, "generation": 2, "pid": 17}, 3) == m.Forked(
-        1, 2, 17
-    )
+    forked = understand({"op": "forked", "slot": 1, "generation": 2, "pid": 17}, 3)
+    assert isinstance(forked, m.Forked)
+    assert (forked.slot, forked.generation, forked.pid) == (1, 2, 17)
+    assert 0 <= forked.jitter < 1
     failed = {"op": "fork_failed", "slot": 1, "generation": 2, "errno": 11, "message": "EAGAIN"}
     event = understand(failed, 3)
     assert isinstance(event, m.ForkFailed)

@@ -1,0 +1,270 @@
+"""Replacing the code of a running pool, and taking that back when anything of it fails.
+
+A second zygote, the candidate, imports the new code while the old one goes on forking. Its first
+worker is the canary: it joins a slot beside the worker that is there, and has to get READY and to
+stay up for a moment. Until then nothing of the old code has been stopped, and a failure costs
+nothing. Then the two zygotes change places, and the other workers are replaced one after another,
+each drained only when its successor is READY. Should something fail there, the zygotes change back,
+and in the same way workers of the old code take the place of those of the new.
+
+Which worker has to be replaced is not written down anywhere: it is the one whose code is not that
+of the zygote that forks. So a reload goes on from whatever crashes, scaling and restarts made of
+the pool meanwhile.
+"""
+
+from dataclasses import replace
+
+from taskiq_supervise.supervisor.core import messages as m
+from taskiq_supervise.supervisor.core import succession
+from taskiq_supervise.supervisor.core.model import (
+    Reason,
+    Reload,
+    ReloadStage,
+    Worker,
+    WorkerState,
+    Zygote,
+    ZygoteState,
+)
+from taskiq_supervise.supervisor.core.policy import StopLevel
+from taskiq_supervise.supervisor.core.turn import Turn
+
+_COMING_UP = {WorkerState.EMPTY, WorkerState.FORKING, WorkerState.BOOTING, WorkerState.READY}
+
+
+def request(turn: Turn) -> None:
+    """Begin one, or one more when this one is over."""
+    pool = turn.pool
+    if pool.stopping or not pool.loaded or _busy(pool.reload):
+        turn.pool = replace(pool, reload_again=not pool.stopping)
+        return
+    if pool.reload is not None:
+        _over(turn, pool.reload)
+    _begin(turn)
+
+
+def advance(turn: Turn) -> None:
+    """As far as it gets without anything new happening."""
+    pool = turn.pool
+    if pool.reload is None:
+        if pool.reload_again and pool.loaded:
+            _begin(turn)
+        return
+    match pool.reload.stage:
+        case ReloadStage.LOADING:
+            _load(turn, pool.reload)
+        case ReloadStage.CANARY:
+            _watch(turn, pool.reload)
+        case ReloadStage.ROLLING:
+            _roll(turn, pool.reload)
+        case ReloadStage.ROLLING_BACK:
+            _roll_back(turn, pool.reload)
+    if turn.pool.reload is not None and turn.pool.reload.stage is ReloadStage.FINISHING:
+        _finish(turn, turn.pool.reload)
+
+
+def tick(turn: Turn) -> None:
+    """The canary has stayed up for long enough: from now on the new code is the code."""
+    reload = turn.pool.reload
+    if reload is None or reload.deadline is None or reload.deadline > turn.now:
+        return
+    canary = _canary(turn)
+    if canary is None or canary.state is not WorkerState.READY:
+        return  # `_watch` sees to that
+    previous = turn.pool.zygote
+    _change_zygotes(turn, replace(reload, stage=ReloadStage.ROLLING, deadline=None))
+    assert turn.pool.reload is not None
+    turn.pool = replace(turn.pool, reload=replace(turn.pool.reload, other=previous.generation))
+    succession.promote(turn, canary, Reason.RELOAD)
+
+
+def call_off(turn: Turn, why: str) -> None:
+    """The supervisor stops."""
+    reload = turn.pool.reload
+    if reload is not None:
+        _over(turn, replace(reload, error=reload.error or why))
+    elif turn.pool.reload_again:
+        _over(turn, Reload(turn.pool.reloads + 1, ReloadStage.FINISHING, error=why))
+    turn.pool = replace(turn.pool, reload_again=False)
+
+
+def _busy(reload: Reload | None) -> bool:
+    """It has to be over before another begins; what is being rolled back goes on doing so."""
+    return reload is not None and reload.stage in {
+        ReloadStage.LOADING,
+        ReloadStage.CANARY,
+        ReloadStage.ROLLING,
+    }
+
+
+def _begin(turn: Turn) -> None:
+    number = turn.pool.reloads + 1
+    candidate = Zygote(code=number, preload=turn.pool.settings.preload)
+    turn.pool = replace(
+        turn.pool,
+        reloads=number,
+        reload_again=False,
+        reload=Reload(number, ReloadStage.LOADING),
+        others=(*turn.pool.others, candidate),
+    )
+    turn.report(m.Happening.RELOAD_STARTED, reload=number)
+    turn.tell_zygote(candidate, m.ZygoteBegin(0))
+
+
+def _load(turn: Turn, reload: Reload) -> None:
+    candidate = turn.other_zygote()
+    if candidate is None or candidate.failed:
+        _abandon(turn, reload, candidate)
+    elif candidate.state is ZygoteState.READY:
+        turn.pool = replace(turn.pool, reload=replace(reload, stage=ReloadStage.CANARY))
+        first = next(worker for worker in turn.pool.workers if worker.wanted)
+        rival = turn.pool.successor(first.slot)
+        if rival is not None:
+            turn.dismiss(rival, StopLevel.DRAIN, Reason.RELOAD)
+        holder = turn.pool.holder(first.slot)
+        assert holder is not None
+        succession.begin(turn, holder, canary=True)
+
+
+def _watch(turn: Turn, reload: Reload) -> None:
+    candidate, canary = turn.other_zygote(), _canary(turn)
+    failed = candidate is None or candidate.state is not ZygoteState.READY
+    if failed or canary is None or canary.state not in _COMING_UP:
+        _abandon(turn, reload, candidate, canary)
+    elif canary.state is WorkerState.READY and reload.deadline is None:
+        deadline = turn.now + turn.pool.settings.canary_time
+        turn.pool = replace(turn.pool, reload=replace(reload, deadline=deadline))
+
+
+def _abandon(
+    turn: Turn, reload: Reload, candidate: Zygote | None, canary: Worker | None = None
+) -> None:
+    """Before anything of the old code was stopped."""
+    error, trace = _broken(canary)
+    if candidate is not None:
+        if canary is None or candidate.state is not ZygoteState.READY:
+            error = candidate.error or error or "the process that imported the new code ended"
+            trace = candidate.traceback
+        turn.tell_zygote(candidate, m.ZygoteEnd(candidate.generation))
+    failed = replace(
+        reload,
+        stage=ReloadStage.FINISHING,
+        deadline=None,
+        error=error or "the first worker of the new code was lost",
+        traceback=trace,
+    )
+    turn.pool = replace(turn.pool, reload=failed)
+    if canary is not None:
+        succession.give_up(turn, canary)
+    _tell_failure(turn, failed)
+
+
+def _roll(turn: Turn, reload: Reload) -> None:
+    new = turn.pool.zygote
+    broken = next(
+        (
+            worker
+            for worker in turn.pool.workers
+            if worker.wanted
+            and worker.successor
+            and worker.code == new.code
+            and worker.state not in _COMING_UP
+        ),
+        None,
+    )
+    if broken is not None or new.state is not ZygoteState.READY:
+        _turn_back(turn, reload, broken)
+    elif not _replace_next(turn):
+        _commit(turn, reload)
+
+
+def _turn_back(turn: Turn, reload: Reload, broken: Worker | None) -> None:
+    new = turn.pool.zygote
+    error, trace = _broken(broken)
+    if broken is None:
+        error, trace = new.error or "the new code's zygote ended", new.traceback
+    failed = replace(reload, stage=ReloadStage.ROLLING_BACK, error=error, traceback=trace)
+    _change_zygotes(turn, failed)
+    for worker in turn.each():
+        if worker.successor and worker.wanted:
+            succession.give_up(turn, worker)
+    _end_other(turn)
+    _tell_failure(turn, failed)
+
+
+def _roll_back(turn: Turn, reload: Reload) -> None:
+    if not _replace_next(turn):
+        turn.pool = replace(turn.pool, reload=replace(reload, stage=ReloadStage.FINISHING))
+
+
+def _replace_next(turn: Turn) -> bool:
+    """One worker at a time; False: none is left."""
+    if any(worker.wanted and worker.successor for worker in turn.pool.workers):
+        return True
+    code = turn.pool.zygote.code
+    outdated = [one for one in turn.pool.workers if one.wanted and one.code != code]
+    for worker in outdated:
+        if worker.state is WorkerState.READY:
+            succession.begin(turn, worker)
+            return True
+    # One that boots is replaced when it is READY; one that waits to be forked gets the right code.
+    return any(worker.alive or worker.state is WorkerState.FORKING for worker in outdated)
+
+
+def _commit(turn: Turn, reload: Reload) -> None:
+    turn.pool = replace(turn.pool, reload=replace(reload, stage=ReloadStage.FINISHING))
+    _end_other(turn)
+    workers = sum(worker.wanted for worker in turn.pool.workers)
+    turn.report(m.Happening.RELOAD_DONE, reload=reload.number, detail=str(workers))
+
+
+def _finish(turn: Turn, reload: Reload) -> None:
+    if turn.other_zygote() is None and not any(
+        worker.reason is Reason.RELOAD for worker in turn.pool.workers if not worker.wanted
+    ):
+        _over(turn, reload)
+
+
+def _over(turn: Turn, reload: Reload) -> None:
+    turn.pool = replace(turn.pool, reload=None)
+    turn.effects.append(m.ReloadEnded(reload.number, reload.error, reload.traceback))
+    if reload.error is not None:
+        turn.report(m.Happening.RELOAD_ENDED, reload=reload.number)
+
+
+def _change_zygotes(turn: Turn, reload: Reload) -> None:
+    """The second one forks from now on, and the one that did is the second."""
+    now, other = turn.pool.zygote, turn.other_zygote()
+    assert other is not None
+    others = tuple(now if zygote is other else zygote for zygote in turn.pool.others)
+    turn.pool = replace(
+        turn.pool,
+        zygote=other,
+        others=others,
+        reload=replace(reload, other=now.generation),
+    )
+
+
+def _end_other(turn: Turn) -> None:
+    other = turn.other_zygote()
+    if other is not None:
+        turn.tell_zygote(other, m.ZygoteEnd(other.generation))
+
+
+def _canary(turn: Turn) -> Worker | None:
+    return next((one for one in turn.pool.workers if one.canary and one.wanted), None)
+
+
+def _broken(worker: Worker | None) -> tuple[str | None, str | None]:
+    if worker is None:
+        return None, None
+    error = worker.boot_error or f"its first worker {worker.last_exit or 'left'}"
+    return error, worker.boot_traceback
+
+
+def _tell_failure(turn: Turn, reload: Reload) -> None:
+    turn.report(
+        m.Happening.RELOAD_FAILED,
+        reload=reload.number,
+        detail=reload.error or "",
+        traceback=reload.traceback,
+    )
