@@ -1,7 +1,6 @@
 """Real supervisors, real workers, and this test process as their client."""
 
 import importlib
-import json
 import os
 import re
 import select
@@ -20,6 +19,8 @@ from typing import Any
 
 import psutil
 import pytest
+
+from taskiq_supervise.supervisor.client import statuses
 
 COMMAND = (str(Path(sys.executable).with_name("taskiq-supervise")),)
 # Nothing here takes a second on an idle machine; the machine may be busy.
@@ -109,14 +110,15 @@ class Supervisor:
         return [root, *root.children(recursive=True)]
 
     def status(self) -> dict[str, Any]:
-        """What `status --json` says of this instance."""
-        done = subprocess.run(
-            [*COMMAND, "status", "--json"], capture_output=True, text=True, check=True
-        )
-        found = [one for one in json.loads(done.stdout)["instances"] if one["pid"] == self.pid]
-        assert len(found) == 1, done.stdout
-        instance: dict[str, Any] = found[0]
+        """What `status --json` says of this instance, without the time that a command takes."""
+        (instance,) = (one for one in statuses() if one["pid"] == self.pid)
         return instance
+
+    def pool_status(self) -> dict[str, Any]:
+        """Of its only pool."""
+        (pool,) = self.status()["pools"]
+        status: dict[str, Any] = pool
+        return status
 
     @staticmethod
     def alive(tree: list[psutil.Process], *, timeout: float = 1.0) -> list[psutil.Process]:

@@ -34,7 +34,7 @@ async def test_a_task_that_kills_its_workers_is_kept_with_the_story_and_can_be_r
     assert (again["id"], again["attempts"]) == (task.task_id, 3)
     assert again["worker_pid"] != letter["worker_pid"]
     assert as_json("dead", "drop", "e2e", task.task_id)["dropped"] == [task.task_id]
-    assert supervisor.status()["queue"]["dead"] == 0
+    assert supervisor.pool_status()["queue"]["dead"] == 0
     assert supervisor.stop() == 0
 
 

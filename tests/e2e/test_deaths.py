@@ -113,7 +113,7 @@ async def test_a_task_that_kills_its_workers_is_started_three_times_and_its_wait
     with pytest.raises(WorkerLostError, match=killer.name):
         result.raise_for_error()
     assert ledger.counts("kill") == {str(int(killer)): 3}
-    assert supervisor.status()["queue"]["dead"] == 1
+    assert supervisor.pool_status()["queue"]["dead"] == 1
 
 
 async def test_tasks_beside_one_that_kills_its_worker_are_not_blamed(

@@ -109,8 +109,19 @@ async def test_functions_and_classes_of_a_script_travel(large: Any, workdir: Pat
     assert done.stdout.splitlines() == ["Point(x=10, y=20)", *["Point(x=-2, y=1)"] * 2]
 
 
-async def test_a_gigabyte_travels(large: Any) -> None:
-    numbers = np.ones(1 << 27)
+GIGABYTE = 1 << 27
+"""Of numbers that take 8 bytes."""
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(GIGABYTE // 4, id="a quarter"),
+        pytest.param(GIGABYTE, id="all", marks=pytest.mark.stress),
+    ],
+)
+async def test_a_gigabyte_travels(large: Any, count: int) -> None:
+    numbers = np.ones(count)
     numbers[-1] = 5
     task = await large.total.kiq(numbers)
-    assert (await task.wait_result(timeout=60)).return_value == float(1 << 27) + 4
+    assert (await task.wait_result(timeout=60)).return_value == float(count) + 4

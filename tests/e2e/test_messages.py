@@ -37,7 +37,7 @@ async def test_a_message_that_no_one_can_parse_is_dead_lettered(
         queue.close()
     assert outcome is not None
     assert (outcome.kind, outcome.dead_reason) == (OutcomeKind.DEAD, DeadReason.UNPARSABLE)
-    assert supervisor.status()["queue"]["dead"] == 1
+    assert supervisor.pool_status()["queue"]["dead"] == 1
     assert supervisor.stop() == 0
     assert "Traceback" not in supervisor.log.text
 
@@ -55,7 +55,7 @@ async def test_a_task_that_no_worker_knows_is_an_error_that_names_it(
     result = await task.wait_result(timeout=30)
     with pytest.raises(DeadLetterError, match="gone:since_tuesday"):
         result.raise_for_error()
-    assert supervisor.status()["queue"]["dead"] == 1
+    assert supervisor.pool_status()["queue"]["dead"] == 1
     assert await runs(client)
     assert supervisor.stop() == 0
     assert "Traceback" not in supervisor.log.text

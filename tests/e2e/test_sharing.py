@@ -62,7 +62,7 @@ def test_a_client_of_another_user_has_its_tasks_run(
         assert client.ask(run.format("twice.kiq('ab')")) == "abab"
         assert client.ask("len(" + run.format("twice.kiq('x' * 10**6)") + ")") == 2 * 10**6
         assert client.ask(run.format("deadly.kiq()")) == os.geteuid()
-        assert supervisor.status()["queue"]["done"] == 3
+        assert supervisor.pool_status()["queue"]["done"] == 3
         client.kill(signal.SIGKILL)
         assert supervisor.stop() == 0
     finally:

@@ -60,19 +60,20 @@ async def test_json_has_what_programs_rely_on(
         "name": "app-broker",
         "pid": supervisor.pid,
         "state": "running",
-        "app": "app:broker",
     }
     assert {key: instance[key] for key in expected} == expected
     assert instance["uptime"] > 0
-    assert instance["transport"]
-    queue = instance["queue"]
+    (pool,) = instance["pools"]
+    assert (pool["name"], pool["app"], pool["state"]) == ("", "app:broker", "running")
+    assert (pool["transport"], pool["target"], pool["reload"]) == ("shm", 2, None)
+    queue = pool["queue"]
     assert (queue["ready"], queue["delayed"], queue["dead"]) == (1, 0, 0)
     assert queue["capacity"] > 1000
     assert isinstance(queue["leased"], int)
 
     assert [worker["slot"] for worker in instance["workers"]] == [0, 1]
     worker = next(one for one in instance["workers"] if one["pid"] == pid)
-    assert worker["state"] == "ready"
+    assert (worker["pool"], worker["state"], worker["health"]) == ("", "ready", "ok")
     assert worker["uptime"] > 0
     assert (worker["restarts"], worker["last_exit"]) == (0, None)
     assert worker["tasks"] == {"done": 0, "failed": 0}
