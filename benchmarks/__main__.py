@@ -4,6 +4,7 @@ import asyncio
 
 from benchmarks import idle, machine, recovery, roundtrip, spread, throughput
 from benchmarks.ipc import __main__ as ipc
+from benchmarks.supervision import __main__ as supervision
 
 
 async def main() -> None:
@@ -14,3 +15,4 @@ async def main() -> None:
 
 asyncio.run(main())
 ipc.main([])  # its processes are forked, which no event loop may be running for
+supervision.main([])

@@ -14,7 +14,7 @@ import signal
 import time
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from benchmarks.ipc.figure import Effort, Figure, Unit
 from benchmarks.ipc.processes import (
@@ -58,8 +58,7 @@ async def survive(directory: Path, orders: Connection, count: int) -> None:
     await queue.start()
     orders.send(None)
     for _ in range(count):
-        await readable(orders)
-        orders.recv()
+        await answer(orders)
         claim = asyncio.ensure_future(queue.claim())
         await asyncio.sleep(0)  # it runs until it waits for a message
         orders.send(None)
@@ -68,136 +67,108 @@ async def survive(directory: Path, orders: Connection, count: int) -> None:
         lease.start()
         lease.finish(keep=False)
         orders.send(came)
-    await readable(orders)
-    orders.recv()
+    await answer(orders)
     await queue.close()
 
 
-async def readable(connection: Connection) -> None:
+async def readable(descriptor: int) -> None:
     """The loop goes on meanwhile: it has duties."""
     loop = asyncio.get_running_loop()
     future = loop.create_future()
-    loop.add_reader(connection.fileno(), future.set_result, None)
+    loop.add_reader(descriptor, future.set_result, None)
     try:
         await future
     finally:
-        loop.remove_reader(connection.fileno())
+        loop.remove_reader(descriptor)
 
 
-async def ended(pidfd: int) -> None:
-    loop = asyncio.get_running_loop()
-    future = loop.create_future()
-    loop.add_reader(pidfd, future.set_result, None)
+async def answer(connection: Connection) -> Any:
+    await readable(connection.fileno())
+    return connection.recv()
+
+
+def victim_of(directory: Path, queue: TaskQueue, number: int, guardian: int = 0) -> Victim:
+    """It has started a message."""
+    queue.put(f"task {number}", b"x" * 100)
+    return Victim(partial(run_one, directory, guardian))
+
+
+async def kill(victim: Victim) -> tuple[float, float]:
+    """When the signal was sent, and when its end was seen; it is reaped."""
+    pidfd = os.pidfd_open(victim.pid)
     try:
-        await future
+        killed = time.perf_counter()
+        victim.kill()
+        await readable(pidfd)
+        seen = time.perf_counter()
     finally:
-        loop.remove_reader(pidfd)
+        os.close(pidfd)
+    victim.reap()
+    return killed, seen
 
 
 @asynccontextmanager
-async def attached(directory: Path, role: Role) -> AsyncIterator[AsyncTaskQueue]:
-    queue = AsyncTaskQueue(TaskQueue.open(QUEUE, directory, role=role))
-    await queue.start()
+async def attached(directory: Path, role: Role | None) -> AsyncIterator[TaskQueue]:
+    """Takes part in the repairs with an event loop; None: it only puts messages."""
+    if role is None:
+        with TaskQueue.open(QUEUE, directory) as queue:
+            yield queue
+        return
+    on_loop = AsyncTaskQueue(TaskQueue.open(QUEUE, directory, role=role))
+    await on_loop.start()
     if role is Role.SUPERVISOR:
-        queue.queue.become_supervisor("benchmark")
+        on_loop.queue.become_supervisor("benchmark")
     try:
-        yield queue
+        yield on_loop.queue
     finally:
-        await queue.close()
+        await on_loop.close()
 
 
-async def kill_each(
-    directory: Path, queue: TaskQueue, orders: Connection, count: int, *, bury: bool
-) -> list[float]:
-    seconds = []
-    await readable(orders)
-    orders.recv()  # the survivor is there
-    for number in range(count):
-        queue.put(f"task {number}", b"x" * 100)
-        guardian = queue.participant if bury else 0
-        victim = Victim(partial(run_one, directory, guardian))
-        pidfd = os.pidfd_open(victim.pid)
-        try:
-            orders.send(None)
-            await readable(orders)
-            orders.recv()  # the survivor waits for a message
-            killed = time.perf_counter()
-            victim.kill()
-            await ended(pidfd)
-            victim.reap()
-            if bury:
+def death_with(role: Role | None, count: int) -> list[float]:
+    """The process that starts the victims and reaps them has this role in the queue."""
+    buries = role is Role.SUPERVISOR
+    mine, theirs = fork.Pipe()
+
+    async def kill_each(queue: TaskQueue) -> list[float]:
+        seconds = []
+        await answer(mine)  # the survivor is there
+        for number in range(count):
+            victim = victim_of(directory, queue, number, queue.participant if buries else 0)
+            mine.send(None)
+            await answer(mine)  # the survivor waits for a message
+            killed, _ = await kill(victim)
+            if buries:
                 queue.bury(victim.pid, DeathCause(pid=victim.pid, signal=signal.SIGKILL))
-            await readable(orders)
-            seconds.append(orders.recv() - killed)
-        finally:
-            os.close(pidfd)
-    orders.send(None)
-    return seconds
+            seconds.append(await answer(mine) - killed)
+        mine.send(None)
+        return seconds
 
-
-def with_a_participant(role: Role, count: int) -> list[float]:
-    """One process starts the victims, reaps them, and is on the queue with an event loop."""
-    with folder() as directory:
-        mine, theirs = fork.Pipe()
-
-        async def parent(barrier: Barrier) -> list[float]:
-            async with attached(directory, role) as queue:
-                barrier.wait()
-                return await kill_each(
-                    directory, queue.queue, mine, count, bury=role is Role.SUPERVISOR
-                )
-
-        async def survivor(barrier: Barrier) -> None:
+    async def parent(barrier: Barrier) -> list[float]:
+        async with attached(directory, role) as queue:
             barrier.wait()
-            await survive(directory, theirs, count)
+            return await kill_each(queue)
 
-        try:
-            sides = together(on_uvloop(parent), on_uvloop(survivor))
-        finally:
-            mine.close()
-            theirs.close()
-        return cast("list[float]", sides[0])
+    async def survivor(barrier: Barrier) -> None:
+        barrier.wait()
+        await survive(directory, theirs, count)
 
-
-def workers_alone(count: int) -> list[float]:
-    """The process that starts the victims does nothing for the queue but put."""
-    with folder() as directory:
-        mine, theirs = fork.Pipe()
-
-        async def parent(_: Barrier) -> list[float]:
-            with TaskQueue.open(QUEUE, directory) as queue:
-                return await kill_each(directory, queue, mine, count, bury=False)
-
-        async def survivor(_: Barrier) -> None:
-            await survive(directory, theirs, count)
-
-        try:
-            sides = together(on_uvloop(parent), on_uvloop(survivor))
-        finally:
-            mine.close()
-            theirs.close()
-        return cast("list[float]", sides[0])
+    with folder() as directory, mine, theirs:
+        sides = together(on_uvloop(parent), on_uvloop(survivor))
+    return cast("list[float]", sides[0])
 
 
 def end_of_a_process(count: int) -> list[float]:
     """From the signal until the parent sees the end of a process that has the queue open."""
+
+    async def parent(_: Barrier) -> list[float]:
+        seconds = []
+        async with attached(directory, None) as queue:
+            for number in range(count):
+                killed, seen = await kill(victim_of(directory, queue, number))
+                seconds.append(seen - killed)
+        return seconds
+
     with folder() as directory:
-
-        async def parent(_: Barrier) -> list[float]:
-            seconds = []
-            with TaskQueue.open(QUEUE, directory) as queue:
-                for number in range(count):
-                    queue.put(f"task {number}", b"x" * 100)
-                    victim = Victim(partial(run_one, directory, 0))
-                    pidfd = os.pidfd_open(victim.pid)
-                    killed = time.perf_counter()
-                    victim.kill()
-                    await ended(pidfd)
-                    seconds.append(time.perf_counter() - killed)
-                    victim.reap()
-                    os.close(pidfd)
-            return seconds
-
         return cast("list[float]", together(on_uvloop(parent))[0])
 
 
@@ -205,9 +176,9 @@ def measure(effort: Effort) -> list[Figure]:
     count, rounds = effort.of(COUNT), effort.rounds or ROUNDS
     contestants: dict[str, Callable[[], list[float]]] = {
         BASE: partial(end_of_a_process, count),
-        "a supervisor reaps it and repairs": partial(with_a_participant, Role.SUPERVISOR, count),
-        "no supervisor, a client repairs": partial(with_a_participant, Role.CLIENT, count),
-        "no supervisor, the surviving worker repairs": partial(workers_alone, count),
+        "a supervisor reaps it and repairs": partial(death_with, Role.SUPERVISOR, count),
+        "no supervisor, a client repairs": partial(death_with, Role.CLIENT, count),
+        "no supervisor, the surviving worker repairs": partial(death_with, None, count),
     }
     title = (
         f"SIGKILL of a worker until another one has its message, "

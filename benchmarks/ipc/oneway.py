@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,12 +23,14 @@ from benchmarks.ipc.processes import Side, folder, fork, on_uvloop, together
 from taskiq_supervise.ipc import AsyncTaskQueue, Role, TaskQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator
     from multiprocessing.synchronize import Barrier
-    from pathlib import Path
+
+    from zmq.asyncio import Socket
 
 PAYLOAD = b"x" * 100
 BATCH = 100
+WINDOW = 1_000
 ROUNDS = 7
 FAST, SLOW = 100_000, 20_000
 """Messages per round, for about half a second each."""
@@ -35,30 +40,74 @@ NOTES = (
     "ours, on uvloop: `await put()` of each; `await claim()`, `start()`, `finish()` of each",
     f"ours, batches: `put_many()` of {BATCH}; `listen(batch={BATCH})`, `finish_many()`",
     "zmq.asyncio, on uvloop: `await send()`, `await recv()`; ipc://, default high-water mark",
-    "zmq.asyncio, acknowledged: an answer to each message, at most 1,000 not answered",
+    f"zmq.asyncio, acknowledged: an answer to each message, at most {WINDOW:,} not answered",
     "faster-fifo: `Queue(1000 * 1000)` as in its README; no event loop, no acknowledgement",
     f"faster-fifo, many: `put_many()` of {BATCH}, `get_many()` of at most {BATCH}",
     "multiprocessing.Queue: `put()`, `get()`; no event loop, no acknowledgement",
 )
 
 
-def rate(count: int, produce: Side, consume: Side) -> list[float]:
+Messages = Callable[[int], None]
+"""Sends, or takes, so many."""
+AwaitMessages = Callable[[int], Awaitable[None]]
+End = Callable[[], AbstractAsyncContextManager[AwaitMessages]]
+"""One end of a queue; entered in the process of its side."""
+
+
+def rate(count: int, send: Side, take: Side) -> list[float]:
     """The sides return when they began and ended; CLOCK_MONOTONIC is the same in all processes."""
-    began, ended = cast("list[float]", together(produce, consume))
+    times = together(send, take)
+    (began, _), (_, ended) = cast("list[tuple[float, float]]", times)
     return [count / (ended - began)]
 
 
-def task_ids(count: int) -> list[str]:
-    return [f"{number:032x}" for number in range(count)]
+def warm_up(count: int) -> int:
+    return count // 10 + 1
+
+
+def on_loops(count: int, sender: End, taker: End) -> list[float]:
+    """Both ends on an event loop of their own."""
+
+    def side(end: End) -> Side:
+        async def run(barrier: Barrier) -> tuple[float, float]:
+            async with end() as messages:
+                barrier.wait()
+                await messages(warm_up(count))
+                barrier.wait()
+                began = time.perf_counter()
+                await messages(count)
+                ended = time.perf_counter()
+                barrier.wait()
+            return began, ended
+
+        return on_uvloop(run)
+
+    return rate(count, side(sender), side(taker))
+
+
+def blocking(count: int, send: Messages, take: Messages) -> list[float]:
+    """For queues that know no event loop."""
+
+    def side(messages: Messages) -> Side:
+        def run(barrier: Barrier) -> tuple[float, float]:
+            barrier.wait()
+            messages(warm_up(count))
+            barrier.wait()
+            began = time.perf_counter()
+            messages(count)
+            return began, time.perf_counter()
+
+        return run
+
+    return rate(count, side(send), side(take))
 
 
 # ---- ours ----
 
 
-async def opened(directory: Path, role: Role) -> AsyncTaskQueue:
-    queue = AsyncTaskQueue(TaskQueue.open("oneway", directory, role=role))
-    await queue.start()
-    return queue
+async def put_each(queue: AsyncTaskQueue, ids: list[str]) -> None:
+    for task_id in ids:
+        await queue.put(task_id, PAYLOAD)
 
 
 async def take_each(queue: AsyncTaskQueue, count: int) -> None:
@@ -68,9 +117,10 @@ async def take_each(queue: AsyncTaskQueue, count: int) -> None:
         lease.finish(keep=False)
 
 
-async def put_each(queue: AsyncTaskQueue, ids: list[str]) -> None:
-    for task_id in ids:
-        await queue.put(task_id, PAYLOAD)
+async def put_batches(queue: AsyncTaskQueue, ids: list[str]) -> None:
+    messages = [(task_id, PAYLOAD) for task_id in ids]
+    for at in range(0, len(messages), BATCH):
+        await queue.put_many(messages[at : at + BATCH])
 
 
 async def take_batches(queue: AsyncTaskQueue, count: int) -> None:
@@ -81,154 +131,102 @@ async def take_batches(queue: AsyncTaskQueue, count: int) -> None:
             return
 
 
-async def put_batches(queue: AsyncTaskQueue, ids: list[str]) -> None:
-    messages = [(task_id, PAYLOAD) for task_id in ids]
-    for at in range(0, len(messages), BATCH):
-        await queue.put_many(messages[at : at + BATCH])
-
-
 def ours(
     count: int,
-    put: Callable[[AsyncTaskQueue, list[str]], Coroutine[Any, Any, None]],
-    take: Callable[[AsyncTaskQueue, int], Coroutine[Any, Any, None]],
+    put: Callable[[AsyncTaskQueue, list[str]], Awaitable[None]],
+    take: Callable[[AsyncTaskQueue, int], Awaitable[None]],
 ) -> list[float]:
-    warm = count // 10 + 1
     with folder() as directory:
 
-        async def produce(barrier: Barrier) -> float:
-            queue = await opened(directory, Role.CLIENT)
-            ids = task_ids(count)
-            barrier.wait()
-            await put(queue, ids[:warm])
-            barrier.wait()
-            began = time.perf_counter()
-            await put(queue, ids)
-            barrier.wait()
+        @asynccontextmanager
+        async def opened(role: Role) -> AsyncIterator[AsyncTaskQueue]:
+            queue = AsyncTaskQueue(TaskQueue.open("oneway", directory, role=role))
+            await queue.start()
+            yield queue
             await queue.close()
-            return began
 
-        async def consume(barrier: Barrier) -> float:
-            queue = await opened(directory, Role.WORKER)
-            barrier.wait()
-            await take(queue, warm)
-            barrier.wait()
-            await take(queue, count)
-            ended = time.perf_counter()
-            barrier.wait()
-            await queue.close()
-            return ended
+        @asynccontextmanager
+        async def sender() -> AsyncIterator[AwaitMessages]:
+            ids = [f"{number:032x}" for number in range(count)]
+            async with opened(Role.CLIENT) as queue:
+                yield lambda messages: put(queue, ids[:messages])
 
-        return rate(count, on_uvloop(produce), on_uvloop(consume))
+        @asynccontextmanager
+        async def taker() -> AsyncIterator[AwaitMessages]:
+            async with opened(Role.WORKER) as queue:
+                yield partial(take, queue)
+
+        return on_loops(count, sender, taker)
 
 
 # ---- zmq.asyncio ----
 
 
-def zmq_push(count: int) -> list[float]:
-    warm = count // 10 + 1
+async def zmq_send(socket: Socket, count: int) -> None:
+    for _ in range(count):
+        await socket.send(PAYLOAD)
+
+
+async def zmq_receive(socket: Socket, count: int) -> None:
+    for _ in range(count):
+        await socket.recv()
+
+
+async def zmq_send_and_hear(socket: Socket, count: int) -> None:
+    room = asyncio.Semaphore(WINDOW)
+
+    async def answers() -> None:
+        for _ in range(count):
+            await socket.recv()
+            room.release()
+
+    answered = asyncio.ensure_future(answers())
+    for _ in range(count):
+        await room.acquire()
+        await socket.send(PAYLOAD)
+    await answered
+
+
+async def zmq_receive_and_answer(socket: Socket, count: int) -> None:
+    for _ in range(count):
+        await socket.recv()
+        await socket.send(b"")
+
+
+def through_zmq(
+    count: int,
+    kinds: tuple[int, int],
+    send: Callable[[Socket, int], Awaitable[None]],
+    take: Callable[[Socket, int], Awaitable[None]],
+) -> list[float]:
     with folder() as directory:
         address = f"ipc://{directory}/socket"
 
-        async def produce(barrier: Barrier) -> float:
-            with zmq.asyncio.Context() as context, context.socket(zmq.PUSH) as socket:
+        @asynccontextmanager
+        async def sender() -> AsyncIterator[AwaitMessages]:
+            with zmq.asyncio.Context() as context, context.socket(kinds[0]) as socket:
                 socket.bind(address)
-                barrier.wait()
-                for _ in range(warm):
-                    await socket.send(PAYLOAD)
-                barrier.wait()
-                began = time.perf_counter()
-                for _ in range(count):
-                    await socket.send(PAYLOAD)
-                barrier.wait()
-                return began
+                yield partial(send, socket)
 
-        async def consume(barrier: Barrier) -> float:
-            with zmq.asyncio.Context() as context, context.socket(zmq.PULL) as socket:
+        @asynccontextmanager
+        async def taker() -> AsyncIterator[AwaitMessages]:
+            with zmq.asyncio.Context() as context, context.socket(kinds[1]) as socket:
                 socket.connect(address)
-                barrier.wait()
-                for _ in range(warm):
-                    await socket.recv()
-                barrier.wait()
-                for _ in range(count):
-                    await socket.recv()
-                ended = time.perf_counter()
-                barrier.wait()
-                return ended
+                yield partial(take, socket)
 
-        return rate(count, on_uvloop(produce), on_uvloop(consume))
+        return on_loops(count, sender, taker)
+
+
+def zmq_push(count: int) -> list[float]:
+    return through_zmq(count, (zmq.PUSH, zmq.PULL), zmq_send, zmq_receive)
 
 
 def zmq_acknowledged(count: int) -> list[float]:
-    window, warm = 1_000, count // 10 + 1
-    with folder() as directory:
-        address = f"ipc://{directory}/socket"
-
-        async def send(socket: zmq.asyncio.Socket, messages: int) -> None:
-            room = asyncio.Semaphore(window)
-
-            async def answers() -> None:
-                for _ in range(messages):
-                    await socket.recv()
-                    room.release()
-
-            answered = asyncio.ensure_future(answers())
-            for _ in range(messages):
-                await room.acquire()
-                await socket.send(PAYLOAD)
-            await answered
-
-        async def answer(socket: zmq.asyncio.Socket, messages: int) -> None:
-            for _ in range(messages):
-                await socket.recv()
-                await socket.send(b"")
-
-        async def produce(barrier: Barrier) -> float:
-            with zmq.asyncio.Context() as context, context.socket(zmq.DEALER) as socket:
-                socket.bind(address)
-                barrier.wait()
-                await send(socket, warm)
-                barrier.wait()
-                began = time.perf_counter()
-                await send(socket, count)
-                barrier.wait()
-                return began
-
-        async def consume(barrier: Barrier) -> float:
-            with zmq.asyncio.Context() as context, context.socket(zmq.DEALER) as socket:
-                socket.connect(address)
-                barrier.wait()
-                await answer(socket, warm)
-                barrier.wait()
-                await answer(socket, count)
-                ended = time.perf_counter()
-                barrier.wait()
-                return ended
-
-        return rate(count, on_uvloop(produce), on_uvloop(consume))
+    kinds = (zmq.DEALER, zmq.DEALER)
+    return through_zmq(count, kinds, zmq_send_and_hear, zmq_receive_and_answer)
 
 
 # ---- queues without an event loop ----
-
-
-def blocking(count: int, put: Callable[[int], None], take: Callable[[int], None]) -> list[float]:
-    warm = count // 10 + 1
-
-    def produce(barrier: Barrier) -> float:
-        barrier.wait()
-        put(warm)
-        barrier.wait()
-        began = time.perf_counter()
-        put(count)
-        return began
-
-    def consume(barrier: Barrier) -> float:
-        barrier.wait()
-        take(warm)
-        barrier.wait()
-        take(count)
-        return time.perf_counter()
-
-    return rate(count, produce, consume)
 
 
 def faster_fifo_queue(count: int, *, batch: bool) -> list[float]:

@@ -1,0 +1,1 @@
+"""The supervisor side by side with its peers: `python -m benchmarks.supervision [name…]`."""

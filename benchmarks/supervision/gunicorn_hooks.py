@@ -1,0 +1,9 @@
+"""gunicorn's settings file: a worker says when it has the application and is about to accept."""
+
+from typing import Any
+
+from benchmarks.supervision import ledger
+
+
+def post_worker_init(_worker: Any) -> None:
+    ledger.announce()
