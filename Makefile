@@ -2,7 +2,7 @@
 #
 #   make demo      the main job on real input: digest every file of Python's standard library with four workers
 #   make test      the tests          make lint    ruff, both ways       make types   mypy --strict
-#   make stress    the same promises for longer (STRESS_SECONDS=600, STRESS_KILLS=10000)
+#   make stress    the same promises for longer (STRESS_SECONDS=600, STRESS_KILLS=10000; CHAOS_SEED=… repeats a storm)
 #   make soak      the queue under load while its processes are killed and stopped (SOAK_SECONDS=600)
 #   make bench     the numbers of docs/benchmarks.md, on this machine
 #   make docs      the documentation into site/
@@ -14,6 +14,8 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 py
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+# Test files are spread over so many processes; 0: none but pytest's own, for a debugger.
+TEST_PROCESSES ?= logical --maxprocesses 8
 STRESS_SECONDS ?= 120
 STRESS_KILLS ?= 10000
 SOAK_SECONDS ?= 600
@@ -29,8 +31,10 @@ help:
 demo: $(VENV)/.built
 	$(BIN)/python examples/digest/demo.py
 
+# Compiled once, not by each of the 200 processes that a run of the tests starts.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.built
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .

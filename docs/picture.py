@@ -14,7 +14,7 @@ from rich.console import Console
 
 from taskiq_supervise.broker import SharedMemoryBroker
 from taskiq_supervise.supervisor.client import statuses
-from taskiq_supervise.supervisor.render import show
+from taskiq_supervise.supervisor.commands.render import show
 
 APPLICATION = """
 import threading

@@ -49,7 +49,7 @@ def name_of(page: Path) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_block_says_what_it_is(page: Path) -> None:
     for block in blocks(page):
-        assert block.language in {"console", "python", "text"}, block
+        assert block.language in {"console", "python", "text", "toml"}, block
         assert block.language != "python" or block.title, f"would not be run: {block.text}"
 
 
@@ -78,7 +78,9 @@ def test_the_story_of_a_page_happens_as_told(
 def run(command: str, output: str, background: list[subprocess.Popen[bytes]]) -> None:
     if command.startswith(SETUP):
         return
-    if command.startswith("taskiq-supervise ") and ":" in command:
+    if command == "taskiq-supervise" or (
+        command.startswith("taskiq-supervise ") and ":" in command
+    ):
         background.append(subprocess.Popen(command.split()))
         return
     done = subprocess.run(command.split(), capture_output=True, text=True, check=False, timeout=60)
@@ -95,5 +97,14 @@ def test_the_links_between_pages_lead_somewhere() -> None:
 def test_the_command_line_page_shows_the_commands_own_help() -> None:
     hook = runpy.run_path(str(ROOT / "docs" / "hooks.py"))["on_page_markdown"]
     page = hook((ROOT / "docs" / "cli.md").read_text())
-    for word in ("--workers", "--graceful-timeout", "--json"):
+    for word in ("--workers", "--graceful-timeout", "--json", "--wait", "--pool"):
         assert word in page
+
+
+def test_the_configuration_page_shows_every_key() -> None:
+    hook = runpy.run_path(str(ROOT / "docs" / "hooks.py"))["on_page_markdown"]
+    page = hook((ROOT / "docs" / "configuration.md").read_text())
+    assert "| `graceful-timeout`, `wait-tasks-timeout` | `30s` | For running tasks" in page
+    assert "| `hardkill-count` | `3` |" in page
+    assert "*Not in a pool.*" in page
+    assert "`check-config`" not in page
