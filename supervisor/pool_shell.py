@@ -164,7 +164,10 @@ class PoolShell:
             case m.AbandonFork():
                 self._forget(effect.slot, effect.generation)
             case m.Bury():
-                self._bury(effect)
+                # A look at the whole queue: meanwhile the zygote may be forking the successor, which
+                # this answer asks for.
+                self._loop.call_soon(self._bury, effect)
+                self.post(m.Buried(effect.slot, effect.generation, jitter=random.random()))
             case m.StartZygote():
                 self._start_zygote(effect)
             case m.OpenQueue():
@@ -353,11 +356,7 @@ class PoolShell:
             hung=effect.reason is Reason.HANG,
         )
         buried = self.custody.bury(effect.pid, cause)
-        self.post(m.Buried(effect.slot, effect.generation, jitter=random.random()))
-        # After the line that says how it died.
-        self._loop.call_soon(
-            self.journal.burial, effect.slot, effect.generation, effect.pid, buried
-        )
+        self.journal.burial(effect.slot, effect.generation, effect.pid, buried)
 
     # --- worker health ---------------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ class Exited(WorkerEvent):
 
 @dataclass(frozen=True, slots=True)
 class Buried(WorkerEvent):
-    """What it held was given back to the queue."""
+    """What it held is being given back to the queue."""
 
     jitter: float
 

@@ -80,7 +80,7 @@ def test_one_that_works_and_dies_again_and_again_becomes_slow() -> None:
         verdict = crash(history, now, proven=True)
         history = verdict.history
         verdicts.append(verdict)
-        now += 0.5
+        now += POLICY.window / (POLICY.slot_limit + 2)
     assert [verdict.quarantined for verdict in verdicts] == [False] * POLICY.slot_limit + [True]
     assert POLICY.cap / 2 <= verdicts[-1].delay <= POLICY.cap
 
