@@ -164,8 +164,8 @@ class PoolShell:
             case m.AbandonFork():
                 self._forget(effect.slot, effect.generation)
             case m.Bury():
-                # A look at the whole queue: meanwhile the zygote may be forking the successor, which
-                # this answer asks for.
+                # A look at the whole queue: meanwhile the zygote may be forking the successor,
+                # which this answer asks for.
                 self._loop.call_soon(self._bury, effect)
                 self.post(m.Buried(effect.slot, effect.generation, jitter=random.random()))
             case m.StartZygote():

@@ -23,6 +23,9 @@ N = TypeVar("N", int, float)
 _STOP_MARGIN = 3.0
 
 
+_SHORTEST_HANG = 2.0
+
+
 class PlanError(Exception):
     """The options contradict each other, or something is missing; the message says what."""
 
@@ -97,6 +100,13 @@ def _pool(pool: str, values: Mapping[str, Any], instance: str) -> PoolPlan:
         "task_timeout": _unless_off(values["task_timeout"]),
         "configure_logging": not values["no_configure_logging"],
     }
+    for name in ("hang_warn", "hang_timeout"):
+        if 0 < values[name] < _SHORTEST_HANG:
+            option = f"{_of(pool)}--{name.replace('_', '-')}"
+            raise PlanError(
+                f"{option} is {values[name]:g} s; a worker shows once a second that its event loop "
+                f"turns: give {_SHORTEST_HANG:g} s or more, or 0 for off"
+            )
     settings = Settings(
         workers=workers,
         min_workers=min_workers,

@@ -7,6 +7,9 @@ nothing. Then the two zygotes change places, and the other workers are replaced 
 each drained only when its successor is READY. Should something fail there, the zygotes change back,
 and in the same way workers of the old code take the place of those of the new.
 
+On a broker that gives each task to each worker there is no canary, and the worker stops taking
+tasks before the next one is asked for.
+
 Which worker has to be replaced is not written down anywhere: it is the one whose code is not that
 of the zygote that forks. So a reload goes on from whatever crashes, scaling and restarts made of
 the pool meanwhile.
@@ -70,10 +73,7 @@ def tick(turn: Turn) -> None:
     canary = _canary(turn)
     if canary is None or canary.state is not WorkerState.READY:
         return  # `_watch` sees to that
-    previous = turn.pool.zygote
     _change_zygotes(turn, replace(reload, stage=ReloadStage.ROLLING, deadline=None))
-    assert turn.pool.reload is not None
-    turn.pool = replace(turn.pool, reload=replace(turn.pool.reload, other=previous.generation))
     succession.promote(turn, canary, Reason.RELOAD)
 
 
@@ -114,6 +114,8 @@ def _load(turn: Turn, reload: Reload) -> None:
     candidate = turn.other_zygote()
     if candidate is None or candidate.failed:
         _abandon(turn, reload, candidate)
+    elif candidate.state is ZygoteState.READY and turn.pool.broadcast is not None:
+        _change_zygotes(turn, replace(reload, stage=ReloadStage.ROLLING))
     elif candidate.state is ZygoteState.READY:
         turn.pool = replace(turn.pool, reload=replace(reload, stage=ReloadStage.CANARY))
         first = next(worker for worker in turn.pool.workers if worker.wanted)
@@ -160,21 +162,18 @@ def _abandon(
 
 def _roll(turn: Turn, reload: Reload) -> None:
     new = turn.pool.zygote
-    broken = next(
-        (
-            worker
-            for worker in turn.pool.workers
-            if worker.wanted
-            and worker.successor
-            and worker.code == new.code
-            and worker.state not in _COMING_UP
-        ),
-        None,
-    )
+    broken = next((worker for worker in turn.pool.workers if _has_failed(turn, worker)), None)
     if broken is not None or new.state is not ZygoteState.READY:
         _turn_back(turn, reload, broken)
     elif not _replace_next(turn):
         _commit(turn, reload)
+
+
+def _has_failed(turn: Turn, worker: Worker) -> bool:
+    """The new code, in this worker, before it was of any use."""
+    proving = worker.successor or (turn.pool.broadcast is not None and worker.ready_at is None)
+    new = worker.code == turn.pool.zygote.code
+    return worker.wanted and proving and new and worker.state not in _COMING_UP
 
 
 def _turn_back(turn: Turn, reload: Reload, broken: Worker | None) -> None:
@@ -204,8 +203,15 @@ def _replace_next(turn: Turn) -> bool:
     outdated = [one for one in turn.pool.workers if one.wanted and one.code != code]
     for worker in outdated:
         if worker.state is WorkerState.READY:
-            succession.begin(turn, worker)
+            if turn.pool.broadcast is None:
+                succession.begin(turn, worker)
+            else:
+                succession.exchange(turn, worker, Reason.RELOAD)
             return True
+    if turn.pool.broadcast is not None:
+        wanted = [worker for worker in turn.pool.workers if worker.wanted]
+        if turn.pool.reload is not None and turn.pool.reload.error is None:
+            return any(worker.state is not WorkerState.READY for worker in wanted)
     # One that boots is replaced when it is READY; one that waits to be forked gets the right code.
     return any(worker.alive or worker.state is WorkerState.FORKING for worker in outdated)
 

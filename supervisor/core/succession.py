@@ -16,6 +16,7 @@ _SHARE = 4
 
 
 def begin(turn: Turn, predecessor: Worker, *, canary: bool = False) -> None:
+    """Ask for a worker beside this one, to take its place."""
     turn.add(
         Worker(
             slot=predecessor.slot,
@@ -27,6 +28,13 @@ def begin(turn: Turn, predecessor: Worker, *, canary: bool = False) -> None:
             last_reason=predecessor.last_reason,
         )
     )
+
+
+def exchange(turn: Turn, predecessor: Worker, reason: Reason) -> None:
+    """On a broker that gives each task to each worker, two would run it twice: first this one
+    stops taking tasks, then the next one is asked for."""
+    turn.dismiss(predecessor, StopLevel.DRAIN, reason)
+    turn.add(Worker(slot=predecessor.slot, restarts=predecessor.restarts))
 
 
 def promote(turn: Turn, successor: Worker, reason: Reason) -> None:
@@ -87,7 +95,10 @@ def advance(turn: Turn, *, recycle: bool) -> None:
             return
         worn = worker.worn is not None and worker.state is WorkerState.READY
         if worn and worker is turn.pool.holder(worker.slot) and _has_no_heir(turn, worker):
-            begin(turn, worker)
+            if turn.pool.broadcast is None:
+                begin(turn, worker)
+            else:
+                exchange(turn, worker, Reason.RECYCLE)
 
 
 def _has_no_heir(turn: Turn, worker: Worker) -> bool:

@@ -72,6 +72,8 @@ def call(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[st
         (("app:broker", "--log-style", "xml"), "--log-style"),
         (("app:broker", "--config", "/nowhere.toml"), "/nowhere.toml"),
         (("app:broker", "--min-workers", "3"), "min-workers needs max-workers"),
+        (("app:broker", "--hang-warn", "1"), "give 2 s or more, or 0 for off"),
+        (("app:broker", "--hang-timeout", "0.5"), "--hang-timeout is 0.5 s"),
         (("app:broker", "--min-workers", "4", "--max-workers", "3"), "min-workers is 4, more than"),
         (("app:broker", "-w5", "--max-workers", "4"), "workers is 5, more than max-workers"),
         (("app:broker", "-w1", "--min-workers", "2"), "workers is 1, less than min-workers"),

@@ -67,11 +67,13 @@ class Supervision(RuleBasedStateMachine):
         return data.draw(st.sampled_from(found)) if found else None
 
     @precondition(lambda self: any(not one.loaded for one in self.world.zygotes.values()))
-    @rule(data=st.data(), threads=st.sampled_from([(), ("pool",)]))
-    def zygote_loads(self, data: st.DataObject, threads: tuple[str, ...]) -> None:
+    @rule(data=st.data(), threads=st.sampled_from([(), ("pool",)]), publishes=st.booleans())
+    def zygote_loads(self, data: st.DataObject, threads: tuple[str, ...], publishes: bool) -> None:
         zygote = self.zygote(data, loaded=False)
         assert zygote is not None
-        self.world.load(zygote.generation, threads=threads)
+        # With more workers than one it would be refused, and a cold start would be over.
+        broadcast = "it publishes" if publishes and self.world.pool.target == 1 else None
+        self.world.load(zygote.generation, threads=threads, broadcast=broadcast)
 
     @precondition(lambda self: self.world.zygotes and self.world.pool.loaded)
     @rule(data=st.data())
@@ -255,6 +257,12 @@ class Supervision(RuleBasedStateMachine):
             assert wanted == list(range(pool.target))
         keys = [(one.slot, one.generation) for one in pool.workers if one.generation]
         assert len(keys) == len(set(keys))
+
+    @invariant()
+    def never_do_two_take_tasks_that_each_of_them_would_get(self) -> None:
+        pool = self.world.pool
+        if pool.broadcast is not None:
+            assert sum(worker.state is WorkerState.READY for worker in pool.workers) <= 1
 
     @invariant()
     def one_worker_is_recycled_at_a_time_in_pools_as_small_as_these(self) -> None:

@@ -318,3 +318,49 @@ def test_a_new_worker_begins_in_good_health() -> None:
     world.post(m.ReloadRequested())
     play(world, stubborn=False, until=is_up)
     assert [worker.health for worker in world.pool.workers] == [Health.OK]
+
+
+# --- a broker that gives each task to each worker ------------------------------------------------
+
+
+def on_a_broadcast_broker() -> World:
+    world = World(running_world(workers=1).settings)
+    world.post(m.Started())
+    world.load(broadcast="it publishes")
+    play(world, stubborn=False, until=is_up)
+    return world
+
+
+def taking(world: World) -> int:
+    """Workers that take tasks."""
+    return sum(worker.state is READY for worker in world.pool.workers)
+
+
+def test_two_workers_never_take_tasks_at_once_where_both_would_get_each() -> None:
+    for event in (m.ReloadRequested(), m.Worn(0, 1, "has run 10 tasks")):
+        world = on_a_broadcast_broker()
+        world.post(event)
+        most = 0
+
+        def done(world: World) -> bool:
+            nonlocal most
+            for zygote in world.zygotes.values():
+                if not zygote.loaded:
+                    world.load(zygote.generation, broadcast="it publishes")
+            most = max(most, taking(world))
+            return is_up(world) and world.pool.workers[0].generation == 2
+
+        play(world, stubborn=False, until=done)
+        assert most == 1
+        assert world.pool.workers[0].code == (1 if world.reloads else 0)
+
+
+def test_there_too_new_code_that_does_not_start_is_rolled_back() -> None:
+    world = on_a_broadcast_broker()
+    world.broken_code = 1
+    world.post(m.ReloadRequested())
+    world.load(2, broadcast="it publishes")
+    play(world, stubborn=False, until=is_up)
+    assert codes(world) == [0]
+    assert [ended.error for ended in world.reloads] == ["broken"]
+    assert list(world.zygotes) == [1]
