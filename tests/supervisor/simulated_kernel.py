@@ -63,6 +63,8 @@ class World:
     reports: list[m.Report] = field(default_factory=list)
     reloads: list[m.ReloadEnded] = field(default_factory=list)
     next_pid: int = 100
+    free_pids: list[int] = field(default_factory=list)
+    """Of processes that were reaped: the kernel may use them again."""
 
     def __post_init__(self) -> None:
         self.pool = new_pool(self.settings)
@@ -177,10 +179,11 @@ class World:
         self.asked = [key for key in self.asked if self.asked_of[key] != zygote.generation]
         self.post(m.ZygoteExited(zygote.generation, status, self.jitter))
 
-    def fork(self, slot: int, generation: int) -> Process:
+    def fork(self, slot: int, generation: int, *, reuse_pid: bool = False) -> Process:
         """The process comes to be; that the zygote says so is a step of its own."""
         self.next_pid += 1
-        process = Process(self.next_pid, slot, generation)
+        pid = self.free_pids.pop() if reuse_pid and self.free_pids else self.next_pid
+        process = Process(pid, slot, generation)
         self.processes[process.pid] = process
         return process
 
@@ -197,6 +200,7 @@ class World:
         """The pidfd of a process that has ended becomes readable."""
         assert process.exit is not None
         del self.processes[process.pid]
+        self.free_pids.append(process.pid)
         if process.answered and not process.abandoned:
             self.post(m.Exited(process.slot, process.generation, process.pid, process.exit, worked))
 

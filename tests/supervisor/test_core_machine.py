@@ -105,10 +105,10 @@ class Supervision(RuleBasedStateMachine):
         self.world.post(m.ZygoteStuck(zygote.generation, "nonsense"))
 
     @precondition(lambda self: self.world.asked)
-    @rule(data=st.data(), dies_first=st.booleans())
-    def zygote_forks(self, data: st.DataObject, dies_first: bool) -> None:
+    @rule(data=st.data(), dies_first=st.booleans(), reuse_pid=st.booleans())
+    def zygote_forks(self, data: st.DataObject, dies_first: bool, reuse_pid: bool) -> None:
         slot, generation = data.draw(st.sampled_from(self.world.asked))
-        process = self.world.fork(slot, generation)
+        process = self.world.fork(slot, generation, reuse_pid=reuse_pid)
         if dies_first:
             process.exit = KILLED
         self.world.answer_fork(process)
