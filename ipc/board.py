@@ -158,10 +158,9 @@ class Board:
         word = start // _WORD
         pid, generation, in_flight = self._words[word + _PID : word + _IN_FLIGHT + 1]
         done, failed = self._words[word + _DONE], self._words[word + _FAILED]
+        # All of them: while one ends and another begins, the count says nothing about places.
         running: list[RunningTask] = []
         for index in range(self.tasks_per_seat):
-            if len(running) == in_flight:
-                break
             task = self._read_entry(start + _HEAD_SIZE + index * _ENTRY_SIZE)
             if task is not None:
                 running.append(task)
@@ -169,6 +168,8 @@ class Board:
         return WorkerView(pid, generation, heartbeat, done, failed, in_flight, tuple(running))
 
     def _read_entry(self, at: int) -> RunningTask | None:
+        if not self._words[at // _WORD]:  # checksum and attempt: free
+            return None
         for _ in range(_TRIES):
             raw = bytes(self._bytes[at : at + _ENTRY_SIZE])
             attempt, started, deadline, id_len, name_len = _ENTRY.unpack_from(raw, _CHECKSUM.size)

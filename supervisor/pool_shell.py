@@ -36,6 +36,7 @@ from taskiq_supervise.worker.config import WorkerConfig
 _UNLIMITED_TASKS = 1024
 # The board grows by so many seats at a time; a reload needs one beyond the pool's size at first.
 _SPARE_SEATS = 2
+_LOOK_AGAIN = 0.1
 # A worker of somebody else's broker has so many seconds to say itself that a task ran out of time.
 _OVERDUE_GRACE = 0.25
 
@@ -157,6 +158,8 @@ class PoolShell:
                 self._kill(effect)
             case m.DumpStacks():
                 self._dump_stacks(effect.slot, effect.generation)
+            case m.Ask():
+                self._send(effect.slot, effect.generation, "answer")
             case m.SetAside() | m.CallBack():
                 self._look_after_wakes(effect)
             case m.KillStray():
@@ -318,6 +321,8 @@ class PoolShell:
                 trace = rest.get("traceback")
                 shown = trace if isinstance(trace, str) else None
                 self.post(m.BootFailed(slot, generation, text, shown))
+            case {"event": "answer"}:
+                self.post(m.Answered(slot, generation))
             case {"event": "draining"}:
                 self.post(m.Draining(slot, generation))
             case {"event": "drained"}:
@@ -342,9 +347,10 @@ class PoolShell:
         self.post(m.Stopped(slot, generation) if stopped else m.Continued(slot, generation))
 
     def _forget(self, slot: int, generation: int) -> None:
-        worker = self._workers.pop((slot, generation), None)
+        worker = self._workers.get((slot, generation))
         if worker is not None:
-            worker.close()
+            worker.close()  # which may deliver stacks, and they need a name
+            del self._workers[slot, generation]
 
     def _bury(self, effect: m.Bury) -> None:
         cause = DeathCause(
@@ -387,8 +393,8 @@ class PoolShell:
             else:
                 self.custody.call_back(pid)
 
-    def _look_for_overdue(self, slot: int, generation: int) -> None:
-        """Its timer rang: some task of it may have run for too long."""
+    def _look_for_overdue(self, slot: int, generation: int, rang: bool) -> None:
+        """Its timer rang, or we look again: some task of it may have run for too long."""
         worker = self.pool.find(slot, generation)
         process = self._workers.get((slot, generation))
         if worker is None or process is None or process.child is None:
@@ -400,11 +406,14 @@ class PoolShell:
         overdue = tuple(
             task for at, task in deadlines if at <= now and self.custody.time_out(pid, task)
         )
-        later = [at for at, _ in deadlines if at > now]
         if overdue:
             self.post(m.Overdue(slot, generation, overdue))
-        elif later:
-            process.look_again_at(min(later))
+        elif deadlines:
+            # One that had just ended may still be on the board.
+            process.look_again_at(max(min(deadlines)[0], now + _LOOK_AGAIN))
+        elif rang:
+            # It may have been written anew just when it was read.
+            process.look_again_at(now + _LOOK_AGAIN)
 
     def _deadlines(self, worker: Worker) -> list[tuple[str, float]]:
         view = self.tallies.view(worker)

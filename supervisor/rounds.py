@@ -96,7 +96,7 @@ class Rounds:
 
     def _look_at_load(self, autoscaler: Autoscaler, now: float) -> None:
         pool = self._shell.pool
-        if not pool.announced or pool.stopping:
+        if not pool.announced or pool.stopping or pool.broadcast is not None:
             return
         ready = self._ready()
         capacity = self._shell.plan.config.max_async_tasks

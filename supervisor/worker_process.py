@@ -6,6 +6,7 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from taskiq_supervise.supervisor.deadlines import DeadlineTimer
@@ -26,7 +27,7 @@ class WorkerProcess:
         *,
         on_message: Callable[[dict[str, Any]], None],
         on_link_end: Callable[[str | None], None],
-        on_due: Callable[[], None],
+        on_due: Callable[[bool], None],
         on_stacks: Callable[[str], None],
     ) -> None:
         """Raises OSError when there are no descriptors left."""
@@ -43,7 +44,7 @@ class WorkerProcess:
             ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             undo.callback(ours.close)
             undo.callback(self._theirs.close)
-            self._timer = DeadlineTimer(loop, on_due)
+            self._timer = DeadlineTimer(loop, partial(on_due, True))
             undo.callback(self._timer.close)
             self._stacks = StackReader(loop, self._stacks_came)
             undo.pop_all()
@@ -76,15 +77,16 @@ class WorkerProcess:
         self.link.send({"op": "go"})
 
     def look_again_at(self, at: float) -> None:
-        """Calls `on_due` then, beside what the worker sets its timer to."""
+        """Calls `on_due` then with False; with True when the timer rings that the worker sets."""
         if self._next_look is not None:
             self._next_look.cancel()
-        self._next_look = self._loop.call_at(at, self._on_due)
+        self._next_look = self._loop.call_at(at, self._on_due, False)
 
     def ask_for_stacks(self) -> None:
         """They come, if they come, to `on_stacks`."""
         if self.child is not None:
             self.child.signal(signal.SIGUSR1)
+            self.link.send({"op": "tasks"})
 
     def kill(self, *, dump: bool) -> None:
         """SIGKILL its group; `dump`: when its stacks are there, or at once the second time."""

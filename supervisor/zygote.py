@@ -109,7 +109,7 @@ class ZygoteProcess:
             if spare >= 0:
                 os.close(spare)
         self._channel = Channel(loop, ours, self._on_message, self._on_end)
-        self._child = children.adopt(pid, self._on_exit)
+        self._child = children.adopt(pid, self._on_exit, self._on_stop)
         self._channel.start()
         self._channel.send({"op": "load", "config": config})
 
@@ -146,6 +146,10 @@ class ZygoteProcess:
     def _closed_and_alive(self) -> None:
         if not self._child.gone:
             self._post(m.ZygoteStuck(self.generation, "the zygote closed its socket and lives on"))
+
+    def _on_stop(self, stopped: bool) -> None:
+        if stopped:
+            self._post(m.ZygoteStuck(self.generation, "the zygote was stopped by a signal"))
 
     def _on_exit(self, status: ExitStatus) -> None:
         self._channel.read_rest()

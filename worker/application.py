@@ -192,8 +192,6 @@ def _discover(config: WorkerConfig) -> None:
 
 
 def _user_error(what: str, error: BaseException) -> ApplicationError:
-    if isinstance(error, KeyboardInterrupt):
-        raise error
     if isinstance(error, SystemExit):
         what += ": it called sys.exit() (is the guard `if __name__ == '__main__'` missing?)"
     return ApplicationError("user", f"{what}: {_summary(error)}", user_traceback(error))

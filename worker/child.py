@@ -55,6 +55,7 @@ def become_worker(
     link = Link(descriptors.link)
 
     def leave(_number: int, _frame: object) -> None:
+        link.say("draining")  # by a signal, so it is no failure
         _end_group(link)
         os._exit(0)
 
@@ -77,13 +78,13 @@ def become_worker(
     log_style.identify(instance=order.instance, worker=order.slot)
     set_title(f"worker {order.slot}", config.app)
     multiprocessing.current_process().name = f"worker-{order.slot}"
-    leave_with(lambda: _work(order, link, descriptors.timer, config, application), link)
+    leave_with(lambda: _work(order, link, descriptors, config, application), link)
 
 
 def _work(
     order: ForkOrder,
     link: Link,
-    timer: int,
+    descriptors: Descriptors,
     config: WorkerConfig,
     application: Application | None,
 ) -> int:
@@ -99,7 +100,7 @@ def _work(
         link,
         order,
         Board.open(order.board).writer(order.seat),
-        timer,
+        descriptors,
     )
     return worker.run()
 

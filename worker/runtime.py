@@ -22,9 +22,10 @@ from taskiq_supervise.worker.config import WorkerConfig
 from taskiq_supervise.worker.deadlines import Deadlines
 from taskiq_supervise.worker.failpoint import failpoint
 from taskiq_supervise.worker.link import Link
-from taskiq_supervise.worker.order import ForkOrder
+from taskiq_supervise.worker.order import Descriptors, ForkOrder
 from taskiq_supervise.worker.process_pool import ProcessPool
 from taskiq_supervise.worker.receiver import SupervisedReceiver, supervised
+from taskiq_supervise.worker.stacks import dump_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,16 +53,15 @@ class Worker:
         link: Link,
         order: ForkOrder,
         board: BoardWriter,
-        timer: int,
+        descriptors: Descriptors,
     ) -> None:
-        """timer: the timerfd for deadlines."""
         self._application = application
         self._broker = application.broker
         self._config = config
         self._link = link
         self._order = order
         self._board = board
-        self._timer = timer
+        self._descriptors = descriptors
         self._ran = 0
         self._attachment: Attachment | None = None
         self._ordered = False
@@ -119,7 +119,7 @@ class Worker:
         if isinstance(self._broker, SharedMemoryBroker):
             self._broker.guardian = self._order.guardian
             self._broker.worker_slot = self._order.slot
-        booting = asyncio.ensure_future(self._broker.startup())
+        booting = asyncio.ensure_future(self._start_up())
         leaving = [asyncio.ensure_future(event.wait()) for event in (self._finish, self._stop)]
         await asyncio.wait([booting, *leaving], return_when=asyncio.FIRST_COMPLETED)
         for waiter in leaving:
@@ -128,13 +128,23 @@ class Worker:
             booting.cancel()
             await asyncio.wait([booting], timeout=GIVE_BACK_PATIENCE)
             return False
-        error = booting.exception()
+        error = booting.result()
         if error is None:
             if isinstance(self._broker, SharedMemoryBroker):
                 self._attachment = await self._broker.attached()
             return True
         self._say_boot_failed("broker.startup() failed", error)
         return False
+
+    async def _start_up(self) -> BaseException | None:
+        """What it raised: raised again, a SystemExit would end the loop with nothing said."""
+        try:
+            await self._broker.startup()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            return error
+        return None
 
     def _say_boot_failed(self, what: str, error: BaseException) -> None:
         text = str(error).strip()
@@ -178,7 +188,7 @@ class Worker:
     def _receiver(self) -> SupervisedReceiver:
         config = self._config
         arguments: dict[str, Any] = dict(config.receiver_arg)
-        deadlines = Deadlines(self._board, self._timer)
+        deadlines = Deadlines(self._board, self._descriptors.timer)
         receiver = supervised(self._application.receiver)(
             broker=self._broker,
             executor=self._executor(deadlines),
@@ -250,6 +260,10 @@ class Worker:
     def _obey(self, order: str) -> None:
         if order == "go":
             self._go.set()
+        elif order == "answer":
+            self._link.say("answer")
+        elif order == "tasks":
+            dump_tasks(self._descriptors.stacks)
         elif order == "drain":
             self._drain()
         elif order == "stop":

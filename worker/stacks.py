@@ -1,14 +1,17 @@
 """What all threads of a process are doing, on SIGUSR1.
 
 Written by faulthandler's handler in C, which needs neither the event loop nor a turn of the
-interpreter: a process that hangs is the one whose stacks are wanted.
+interpreter: a process that hangs is the one whose stacks are wanted. Where coroutines wait it
+cannot see; that the loop says by itself, if it turns.
 """
 
+import asyncio
 import faulthandler
+import io
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNAL = signal.SIGUSR1
@@ -21,6 +24,15 @@ def dump_to(fd: int) -> None:
     faulthandler.unregister(SIGNAL)
     signal.signal(SIGNAL, signal.SIG_IGN)
     faulthandler.register(SIGNAL, file=fd, all_threads=True)
+
+
+def dump_tasks(fd: int) -> None:
+    """Where the running loop's tasks wait. What the pipe has no room for is left out."""
+    text = io.StringIO()
+    for task in asyncio.all_tasks():
+        task.print_stack(file=text)
+    with suppress(BlockingIOError):
+        os.write(fd, text.getvalue().encode())
 
 
 @contextmanager

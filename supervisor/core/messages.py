@@ -108,6 +108,11 @@ class Continued(WorkerEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class Answered(WorkerEvent):
+    """Its event loop turns: it was asked."""
+
+
+@dataclass(frozen=True, slots=True)
 class Overdue(WorkerEvent):
     """Tasks of its ran beyond their hard limits, and are marked so in the queue."""
 
@@ -310,6 +315,14 @@ class DumpStacks:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """Whether its event loop turns; `Answered` says that it does."""
+
+    slot: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class SetAside:
     """It cannot answer its doorbell: pass on what wakes it."""
 
@@ -460,6 +473,7 @@ Effect = (
     | SendStop
     | KillWorker
     | DumpStacks
+    | Ask
     | SetAside
     | CallBack
     | KillStray

@@ -160,6 +160,8 @@ class Settings:
     """For importing the application, and for a worker to get READY. None: no limit."""
     canary_time: float = 1.0
     """For which the first worker of new code has to stay up before an old one leaves."""
+    canary_timeout: float = 10.0
+    """For its answer then: one whose event loop is blocked stays up as well."""
     graceful_timeout: float = 30.0
     """For a drain, before the rest is given back."""
     stop_timeout: float = 8.0
@@ -245,6 +247,8 @@ class Zygote:
     code: int = 0
     """The number of the reload it belongs to."""
     preload: bool = True
+    broadcast: str | None = None
+    """Why each of several workers of its application would get each task, if so."""
     deadline: float | None = None
     error: str | None = None
     """Why the application could not be loaded the last time it was tried."""
@@ -267,7 +271,9 @@ class Reload:
     other: int = 0
     """Generation of the second zygote: the candidate, or after the canary the one before."""
     deadline: float | None = None
-    """For the canary to stay up."""
+    """For the canary to stay up, and then to answer."""
+    asked: bool = False
+    """The canary was asked for a sign of life."""
     error: str | None = None
     """What broke: it is, or was, rolled back."""
     traceback: str | None = None
@@ -294,8 +300,6 @@ class Pool:
     reloads: int = 0
     reload_again: bool = False
     """Asked for while one was under way."""
-    broadcast: str | None = None
-    """Why there can't be more than one worker, if so."""
     loaded: bool = False
     """The application was loaded and its queue opened once: from now on failures are retried."""
     announced: bool = False
@@ -321,6 +325,12 @@ class Pool:
         if self.reload is not None:
             times.append(self.reload.deadline)
         return min((time for time in times if time is not None), default=None)
+
+    @property
+    def broadcast(self) -> str | None:
+        """Why no two workers may take tasks at once, if so; be it of the old code or the new."""
+        zygotes = (self.zygote, *self.others)
+        return next((one.broadcast for one in zygotes if one.broadcast is not None), None)
 
     @property
     def phase(self) -> str:

@@ -20,6 +20,7 @@ from dataclasses import replace
 from taskiq_supervise.supervisor.core import messages as m
 from taskiq_supervise.supervisor.core import succession
 from taskiq_supervise.supervisor.core.model import (
+    Health,
     Reason,
     Reload,
     ReloadStage,
@@ -28,29 +29,27 @@ from taskiq_supervise.supervisor.core.model import (
     Zygote,
     ZygoteState,
 )
-from taskiq_supervise.supervisor.core.policy import StopLevel
+from taskiq_supervise.supervisor.core.policy import History, StopLevel
 from taskiq_supervise.supervisor.core.turn import Turn
 
+_PUNISHED = {WorkerState.BACKOFF, WorkerState.QUARANTINED}
 _COMING_UP = {WorkerState.EMPTY, WorkerState.FORKING, WorkerState.BOOTING, WorkerState.READY}
 
 
 def request(turn: Turn) -> None:
-    """Begin one, or one more when this one is over."""
-    pool = turn.pool
-    if pool.stopping or not pool.loaded or _busy(pool.reload):
-        turn.pool = replace(pool, reload_again=not pool.stopping)
-        return
-    if pool.reload is not None:
-        _over(turn, pool.reload)
-    _begin(turn)
+    """One more; `advance` begins it when the present one has got far enough."""
+    turn.pool = replace(turn.pool, reload_again=not turn.pool.stopping)
 
 
 def advance(turn: Turn) -> None:
     """As far as it gets without anything new happening."""
     pool = turn.pool
+    if pool.reload_again and pool.loaded and not _busy(pool.reload):
+        if pool.reload is not None:
+            _over(turn, pool.reload)
+        _begin(turn)
+        return
     if pool.reload is None:
-        if pool.reload_again and pool.loaded:
-            _begin(turn)
         return
     match pool.reload.stage:
         case ReloadStage.LOADING:
@@ -66,15 +65,26 @@ def advance(turn: Turn) -> None:
 
 
 def tick(turn: Turn) -> None:
-    """The canary has stayed up for long enough: from now on the new code is the code."""
-    reload = turn.pool.reload
-    if reload is None or reload.deadline is None or reload.deadline > turn.now:
+    """The canary has stayed up for long enough, and has to say so; or has not said it in time."""
+    reload, canary = turn.pool.reload, _canary(turn)
+    if reload is None or reload.deadline is None or reload.deadline > turn.now or canary is None:
         return
-    canary = _canary(turn)
-    if canary is None or canary.state is not WorkerState.READY:
-        return  # `_watch` sees to that
-    _change_zygotes(turn, replace(reload, stage=ReloadStage.ROLLING, deadline=None))
-    succession.promote(turn, canary, Reason.RELOAD)
+    if reload.asked:
+        silent = replace(canary, boot_error="the event loop of its first worker does not turn")
+        turn.put(canary, silent)
+        _abandon(turn, reload, turn.other_zygote(), silent)
+        return
+    deadline = turn.now + turn.pool.settings.canary_timeout
+    turn.pool = replace(turn.pool, reload=replace(reload, asked=True, deadline=deadline))
+    turn.effects.append(m.Ask(canary.slot, canary.generation))
+
+
+def answered(turn: Turn, worker: Worker) -> None:
+    """The canary lives: from now on the new code is the code."""
+    reload = turn.pool.reload
+    if reload is not None and reload.asked and worker is _canary(turn):
+        _change_zygotes(turn, replace(reload, stage=ReloadStage.ROLLING, deadline=None))
+        succession.promote(turn, worker, Reason.RELOAD)
 
 
 def call_off(turn: Turn, why: str) -> None:
@@ -88,7 +98,8 @@ def call_off(turn: Turn, why: str) -> None:
 
 
 def _busy(reload: Reload | None) -> bool:
-    """It has to be over before another begins; what is being rolled back goes on doing so."""
+    """Another has to wait. Not for old workers to leave, which may take long, and not for a
+    roll-back: that goes on by itself."""
     return reload is not None and reload.stage in {
         ReloadStage.LOADING,
         ReloadStage.CANARY,
@@ -130,7 +141,7 @@ def _load(turn: Turn, reload: Reload) -> None:
 def _watch(turn: Turn, reload: Reload) -> None:
     candidate, canary = turn.other_zygote(), _canary(turn)
     failed = candidate is None or candidate.state is not ZygoteState.READY
-    if failed or canary is None or canary.state not in _COMING_UP:
+    if failed or canary is None or canary.state not in _COMING_UP or _stands_still(canary):
         _abandon(turn, reload, candidate, canary)
     elif canary.state is WorkerState.READY and reload.deadline is None:
         deadline = turn.now + turn.pool.settings.canary_time
@@ -165,15 +176,20 @@ def _roll(turn: Turn, reload: Reload) -> None:
     broken = next((worker for worker in turn.pool.workers if _has_failed(turn, worker)), None)
     if broken is not None or new.state is not ZygoteState.READY:
         _turn_back(turn, reload, broken)
-    elif not _replace_next(turn):
+    elif not _replace_next(turn) and _all_have_been_ready(turn):
         _commit(turn, reload)
 
 
 def _has_failed(turn: Turn, worker: Worker) -> bool:
     """The new code, in this worker, before it was of any use."""
-    proving = worker.successor or (turn.pool.broadcast is not None and worker.ready_at is None)
-    new = worker.code == turn.pool.zygote.code
-    return worker.wanted and proving and new and worker.state not in _COMING_UP
+    new = worker.wanted and worker.code == turn.pool.zygote.code
+    return new and worker.ready_at is None and worker.state not in _COMING_UP
+
+
+def _all_have_been_ready(turn: Turn) -> bool:
+    """With the new code, in every slot; who has crashed since may wait for his next start."""
+    at_rest = {WorkerState.READY, WorkerState.BACKOFF, WorkerState.QUARANTINED}
+    return all(worker.state in at_rest for worker in turn.pool.workers if worker.wanted)
 
 
 def _turn_back(turn: Turn, reload: Reload, broken: Worker | None) -> None:
@@ -200,6 +216,11 @@ def _replace_next(turn: Turn) -> bool:
     if any(worker.wanted and worker.successor for worker in turn.pool.workers):
         return True
     code = turn.pool.zygote.code
+    for worker in turn.each():
+        if worker.wanted and worker.code != code and worker.state in _PUNISHED:
+            # For what the other code did.
+            fresh = replace(worker, state=WorkerState.EMPTY, deadline=None, history=History())
+            turn.put(worker, fresh)
     outdated = [one for one in turn.pool.workers if one.wanted and one.code != code]
     for worker in outdated:
         if worker.state is WorkerState.READY:
@@ -208,10 +229,6 @@ def _replace_next(turn: Turn) -> bool:
             else:
                 succession.exchange(turn, worker, Reason.RELOAD)
             return True
-    if turn.pool.broadcast is not None:
-        wanted = [worker for worker in turn.pool.workers if worker.wanted]
-        if turn.pool.reload is not None and turn.pool.reload.error is None:
-            return any(worker.state is not WorkerState.READY for worker in wanted)
     # One that boots is replaced when it is READY; one that waits to be forked gets the right code.
     return any(worker.alive or worker.state is WorkerState.FORKING for worker in outdated)
 
@@ -260,10 +277,17 @@ def _canary(turn: Turn) -> Worker | None:
     return next((one for one in turn.pool.workers if one.canary and one.wanted), None)
 
 
+def _stands_still(worker: Worker) -> bool:
+    """Then it proves nothing by staying up."""
+    return worker.health is Health.STOPPED
+
+
 def _broken(worker: Worker | None) -> tuple[str | None, str | None]:
     if worker is None:
         return None, None
     error = worker.boot_error or f"its first worker {worker.last_exit or 'left'}"
+    if _stands_still(worker):
+        error = "its first worker was stopped by a signal"
     return error, worker.boot_traceback
 
 

@@ -81,6 +81,9 @@ def _worker_event(turn: Turn, event: m.WorkerEvent) -> None:
         if heir is not None and not heir.canary:
             succession.inherit(turn, worker, heir)
             worker = replace(worker, wanted=False)
+    if isinstance(event, m.Answered):
+        reloading.answered(turn, worker)
+        return
     turn.tell(worker, event)
     if isinstance(event, m.Buried) and not worker.wanted:
         succession.remember(turn, worker)
@@ -96,8 +99,6 @@ def _zygote_event(turn: Turn, event: m.ZygoteEvent) -> None:
     zygote = next((one for one in zygotes if one.generation == event.generation), None)
     if zygote is None:
         return
-    if isinstance(event, m.ZygoteLoaded):
-        turn.pool = replace(turn.pool, broadcast=event.broadcast)
     turn.tell_zygote(zygote, event)
     if isinstance(event, m.QueueOpened) and turn.pool.zygote.state is ZygoteState.READY:
         turn.pool = replace(turn.pool, loaded=True)

@@ -141,7 +141,10 @@ def broken(worker: Worker, event: m.BootFailed, around: Surroundings) -> Turn:
 
 def slow(worker: Worker, _event: m.Due, around: Surroundings) -> Turn:
     """It has not got READY in its time."""
-    error = f"not ready within {around.settings.boot_timeout:g} s"
+    error = (
+        f"not ready within {around.settings.boot_timeout:g} s (--boot-timeout); "
+        "where it stood is in the log"
+    )
     failed = replace(worker, reason=worker.reason or Reason.BOOT, boot_error=error)
     gone, effects = killing(failed, around, dump=True)
     return gone, (*effects, report(m.Happening.WORKER_KILLED, worker, detail=error))

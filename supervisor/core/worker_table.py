@@ -86,6 +86,7 @@ TABLE: dict[type[m.WorkerEvent], tuple[Transition, ...]] = {
     m.Recovered:  (nop,   nop,   nop,    recover, recover, recover, nop,    nop,    nop,    nop),
     m.Stopped:    (nop,   nop,   freeze, freeze,  freeze,  freeze,  nop,    nop,    nop,    nop),
     m.Continued:  (nop,   nop,   thaw,   thaw,    thaw,    thaw,    nop,    nop,    nop,    nop),
+    m.Answered:   (nop,   nop,    nop,    nop,     nop,     nop,     nop,    nop,    nop,    nop),
     m.Overdue:    (nop,   nop,   nop,    overrun, overrun, overrun, nop,    nop,    nop,    nop),
     m.Exited:     (nop,   reap,  reap,   reap,    reap,    reap,    reap,   nop,    nop,    nop),
     m.Buried:     (nop,   nop,   nop,    nop,     nop,     nop,     nop,    settle, nop,    nop),

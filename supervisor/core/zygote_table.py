@@ -86,7 +86,7 @@ def loaded(zygote: Zygote, event: m.ZygoteLoaded, around: Surroundings) -> Turn:
         )
         return _fail(zygote, around, message, EXIT_NOT_LOADED)
     return Turn(
-        replace(zygote, state=ZygoteState.ATTACHING),
+        replace(zygote, state=ZygoteState.ATTACHING, broadcast=event.broadcast),
         (m.OpenQueue(zygote.generation, event.transport),),
     )
 

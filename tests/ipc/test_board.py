@@ -1,7 +1,9 @@
 """The worker board: what a reader sees of a writer, whatever the writer does."""
 
 import os
+import signal
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -253,3 +255,24 @@ def test_an_entry_is_a_value(written: Board) -> None:
     assert one == other
     with pytest.raises(AttributeError):
         one.attempt = 2  # type: ignore[misc]
+
+
+def test_a_task_that_stays_is_seen_whatever_begins_and_ends_beside_it(tmp_path: Path) -> None:
+    """By another process, at any moment: what is not seen is not ended when its time is over."""
+    with closing(Board.create(tmp_path / "board", 1, 8)) as board:
+        writer = board.writer(0)
+        writer.reset(os.getpid(), 1)
+        others = [writer.begin(f"t{number}", "app:short", 1) for number in range(3)]
+        writer.begin("stays", "app:long", 1)
+        for entry in others:
+            writer.end(entry, failed=False)
+        pid = os.fork()
+        if pid == 0:
+            while True:
+                writer.end(writer.begin("short", "app:short", 1), failed=False)
+        try:
+            for _ in range(3000):
+                assert "stays" in [task.task_id for task in board.read(0).running]
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)

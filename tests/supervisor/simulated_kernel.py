@@ -32,6 +32,8 @@ class Process:
     abandoned: bool = False
     """The supervisor closed its link: it ends by itself, and nobody will ask for its status."""
     told: list[str] = field(default_factory=list)
+    asked: bool = False
+    """For a sign of life."""
 
 
 @dataclass
@@ -113,6 +115,8 @@ class World:
                 self.running(effect.slot, effect.generation).told.append("stop")
             case m.KillWorker():
                 self.running(effect.slot, effect.generation).told.append("kill")
+            case m.Ask():
+                self.running(effect.slot, effect.generation).asked = True
             case m.DumpStacks() | m.SetAside() | m.CallBack():
                 self.running(effect.slot, effect.generation)
             case m.KillStray():
@@ -273,6 +277,10 @@ def _workers_move(world: World, *, stubborn: bool) -> bool:
         worker = world.pool.find(process.slot, process.generation)
         if worker is None or stubborn:
             continue
+        if process.asked:
+            process.asked = False
+            world.post(m.Answered(process.slot, process.generation))
+            return True
         if worker.state is WorkerState.BOOTING:
             if worker.code != world.broken_code:
                 world.post(m.Ready(process.slot, process.generation))

@@ -33,6 +33,7 @@ NOTICES: list[Callable[[int, int], m.WorkerEvent]] = [
     lambda slot, generation: m.Overdue(slot, generation, ("task",)),
     m.Stopped,
     m.Continued,
+    m.Answered,
 ]
 
 

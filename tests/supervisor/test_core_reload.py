@@ -41,6 +41,10 @@ def reloading(stage: ReloadStage, **changes: object) -> World:
     return world
 
 
+def has_ready(slot: int) -> Callable[[World], bool]:
+    return lambda world: world.pool.holder(slot) in ready(world)
+
+
 def canary(world: World) -> Worker:
     (found,) = (worker for worker in world.pool.workers if worker.canary)
     return found
@@ -364,3 +368,99 @@ def test_there_too_new_code_that_does_not_start_is_rolled_back() -> None:
     assert codes(world) == [0]
     assert [ended.error for ended in world.reloads] == ["broken"]
     assert list(world.zygotes) == [1]
+
+
+def test_the_next_one_does_not_wait_for_old_workers_that_take_long_to_leave() -> None:
+    world = reloading(ReloadStage.ROLLING)
+    world.post(m.ReloadRequested())
+    leaving = None
+
+    def second_has_begun(world: World) -> bool:
+        nonlocal leaving
+        reload = world.pool.reload
+        leaving = [one for one in world.pool.workers if one.state is WorkerState.DRAINING]
+        return reload is not None and reload.number == 2
+
+    play(world, stubborn=False, until=second_has_begun)
+    assert [ended.number for ended in world.reloads] == [1]
+    assert leaving
+    play(world, stubborn=False, until=is_up)
+    assert codes(world) == [2, 2, 2]
+
+
+def test_slots_that_wait_because_of_the_old_code_get_the_new_one_at_once() -> None:
+    world = running_world(workers=3)
+    for slot in (1, 2):
+        for _ in range(4):
+            play(world, stubborn=False, until=has_ready(slot))
+            holder = world.pool.holder(slot)
+            assert holder is not None
+            _dies(world, holder)
+    waiting = [one for one in world.pool.workers if one.state is WorkerState.BACKOFF]
+    assert waiting
+    now = world.now
+    world.post(m.ReloadRequested())
+    play(world, stubborn=False, until=lambda w: bool(w.reloads))
+    assert world.reloads[0].error is None
+    assert codes(world) == [1, 1, 1]
+    assert len(ready(world)) == 3
+    assert world.now == now + world.settings.canary_time
+
+
+def test_a_canary_that_stands_still_has_proven_nothing() -> None:
+    world = reloading(ReloadStage.CANARY)
+    play(world, stubborn=False, until=canary_is_ready)
+    new = canary(world)
+    world.post(m.Stopped(new.slot, new.generation))
+    assert "stopped by a signal" in (world.pool.reload.error or "" if world.pool.reload else "")
+    play(world, stubborn=False, until=is_up)
+    assert codes(world) == [0, 0, 0]
+
+
+def test_a_canary_whose_event_loop_is_blocked_stays_up_and_is_taken_back_all_the_same() -> None:
+    world = reloading(ReloadStage.CANARY)
+    play(world, stubborn=False, until=canary_is_ready)
+    world.now += world.settings.canary_time
+    world.post(m.Tick())
+    assert world.processes[canary(world).pid].asked
+    world.now += world.settings.canary_timeout
+    world.post(m.Tick())
+    world.processes[canary_pid(world)].asked = False
+    play(world, stubborn=False, until=is_up)
+    assert codes(world) == [0, 0, 0]
+    assert "does not turn" in (world.reloads[0].error or "")
+
+
+def canary_pid(world: World) -> int:
+    (process,) = (one for one in world.processes.values() if one.generation == 2)
+    return process.pid
+
+
+def test_an_answer_that_nobody_asked_for_proves_nothing() -> None:
+    world = reloading(ReloadStage.CANARY)
+    play(world, stubborn=False, until=canary_is_ready)
+    new = canary(world)
+    world.post(m.Answered(new.slot, new.generation))
+    assert in_stage(ReloadStage.CANARY)(world)
+
+
+def test_what_refused_code_said_of_its_broker_is_forgotten_with_it() -> None:
+    world = reloading(ReloadStage.LOADING)
+    world.load(2, broadcast="it publishes")  # for three workers: refused
+    play(world, stubborn=False, until=is_up)
+    assert world.reloads[0].error is not None
+    world.post(m.Scale(4, "a person"))
+    assert world.pool.target == 4
+    assert world.pool.broadcast is None
+
+
+def test_a_broadcast_broker_stays_one_while_other_code_is_tried_and_after_it_has_failed() -> None:
+    world = on_a_broadcast_broker()
+    world.broken_code = 1
+    world.post(m.ReloadRequested())
+    world.load(2)  # a queue of ours
+    world.post(m.Scale(3, "a person"))
+    play(world, stubborn=False, until=is_up)
+    world.post(m.Scale(3, "a person"))
+    assert world.pool.target == 1
+    assert codes(world) == [0]
