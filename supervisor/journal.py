@@ -197,7 +197,7 @@ _WORDS = {
     Happening.WORKER_CONTINUED: (logging.WARNING, "{who} was continued"),
     Happening.WORKER_OVERDUE: (
         logging.ERROR,
-        "{who} ran beyond the hard time limit of {r.detail}: replaced",
+        "{who} ran into a hard time limit, with {r.detail}: replaced",
     ),
     Happening.WORKER_WORN: (logging.INFO, "{who} {r.detail}: to be recycled"),
     Happening.WORKER_REPLACED: (logging.INFO, "{who} drains: {why}; its successor is ready"),

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
-from taskiq_supervise.ipc import Board, DeathCause
+from taskiq_supervise.ipc import Board, DeathCause, RunningTask
 from taskiq_supervise.supervisor import processes
 from taskiq_supervise.supervisor.core import messages as m
 from taskiq_supervise.supervisor.core.model import ExitStatus, Pool, Reason, Worker, new_pool
@@ -285,6 +285,7 @@ class PoolShell:
             "max_tasks": max_tasks,
             "board": str(self._instance.board(self.plan.name)),
             "instance": self._instance.name,
+            "pool": self.plan.name,
             "guardian": self.custody.participant,
             "supervisor_pid": os.getpid(),
         }
@@ -401,24 +402,27 @@ class PoolShell:
             return
         grace = 0.0 if self.custody.has_queue else _OVERDUE_GRACE
         now = self._loop.time()
-        deadlines = [(at + grace, task) for task, at in self._deadlines(worker)]
+        deadlines = self._deadlines(worker, grace)
         pid = process.child.pid
         overdue = tuple(
-            task for at, task in deadlines if at <= now and self.custody.time_out(pid, task)
+            f"{task.task_name} {task.task_id} ({now - task.started:.1f} s)"
+            for at, task in deadlines
+            if at <= now and self.custody.time_out(pid, task.task_id)
         )
         if overdue:
             self.post(m.Overdue(slot, generation, overdue))
         elif deadlines:
             # One that had just ended may still be on the board.
-            process.look_again_at(max(min(deadlines)[0], now + _LOOK_AGAIN))
+            soonest = min(at for at, _ in deadlines)
+            process.look_again_at(max(soonest, now + _LOOK_AGAIN))
         elif rang:
             # It may have been written anew just when it was read.
             process.look_again_at(now + _LOOK_AGAIN)
 
-    def _deadlines(self, worker: Worker) -> list[tuple[str, float]]:
+    def _deadlines(self, worker: Worker, grace: float) -> list[tuple[float, RunningTask]]:
         view = self.tallies.view(worker)
         running = view.running if view is not None else ()
-        return [(task.task_id, task.deadline) for task in running if task.deadline is not None]
+        return [(task.deadline + grace, task) for task in running if task.deadline is not None]
 
 
 def _board_entries(config: WorkerConfig) -> int:

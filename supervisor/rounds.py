@@ -5,6 +5,7 @@ an idle supervisor stays idle. What is seen goes to the core as events.
 """
 
 import asyncio
+import logging
 
 from taskiq_supervise.supervisor.autoscale import INTERVAL, Autoscaler, Sample
 from taskiq_supervise.supervisor.core import messages as m
@@ -35,6 +36,7 @@ class Rounds:
         if settings.min_workers is not None and settings.max_workers is not None:
             self._autoscaler = Autoscaler(settings.min_workers, settings.max_workers)
         self._timer: asyncio.TimerHandle | None = None
+        self._warned_of_memory = False
 
     def start(self) -> None:
         now = self._loop.time()
@@ -90,9 +92,24 @@ class Rounds:
                 continue
             limit = lower(most, self._settings.recycle_jitter, worker.jitter)
             taken = resident(worker.pid)
-            if taken is not None and taken > limit:
+            if taken is None or taken <= limit:
+                continue
+            view = self._shell.tallies.view(worker)
+            if view is None or not view.done + view.failed:
+                # The next one would have as much.
+                self._warn_of_memory(taken)
+            else:
                 why = f"takes {taken / 2**20:.0f} MiB of {limit / 2**20:.0f} that it may"
                 self._shell.post(m.Worn(worker.slot, worker.generation, why))
+
+    def _warn_of_memory(self, taken: int) -> None:
+        if not self._warned_of_memory:
+            self._warned_of_memory = True
+            self._shell.journal.note(
+                f"--max-memory is less than the {taken / 2**20:.0f} MiB that a worker takes before "
+                "its first task: workers without a completed task are not recycled",
+                logging.WARNING,
+            )
 
     def _look_at_load(self, autoscaler: Autoscaler, now: float) -> None:
         pool = self._shell.pool

@@ -75,9 +75,11 @@ def become_worker(
     if config.pin:
         pin_to_cpu(order.slot)
     reseed()
-    log_style.identify(instance=order.instance, worker=order.slot)
+    pool = {"pool": order.pool} if order.pool else {}
+    log_style.identify(instance=order.instance, **pool, worker=order.slot, gen=order.generation)
     set_title(f"worker {order.slot}", config.app)
-    multiprocessing.current_process().name = f"worker-{order.slot}"
+    of = f"{order.pool}/" if order.pool else ""
+    multiprocessing.current_process().name = f"{of}worker-{order.slot}"
     leave_with(lambda: _work(order, link, descriptors, config, application), link)
 
 

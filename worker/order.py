@@ -20,6 +20,8 @@ class ForkOrder:
     """After so many it asks to be replaced."""
     board: str
     instance: str
+    pool: str
+    """Empty for the only one of an instance."""
     guardian: int
     """The supervisor's place in the queue; 0 if there is none."""
     supervisor_pid: int
@@ -34,6 +36,7 @@ class ForkOrder:
             max_tasks=None if message["max_tasks"] is None else int(message["max_tasks"]),
             board=str(message["board"]),
             instance=str(message["instance"]),
+            pool=str(message["pool"]),
             guardian=int(message["guardian"]),
             supervisor_pid=int(message["supervisor_pid"]),
         )

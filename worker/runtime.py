@@ -84,8 +84,6 @@ class Worker:
         self._stop = asyncio.Event()
         self._handle_signals()
         self._link.listen(self._obey, self._stop_as_ordered)
-        self._board.reset(os.getpid(), self._order.generation)
-        self._beat(self._board.beat)
         if not await self._boot():
             return 0 if self._stop.is_set() or self._finish.is_set() else BOOT_FAILED
         failpoint("boot.after")
@@ -98,6 +96,9 @@ class Worker:
         if not await self._go_ahead():
             await self._shut_down()
             return 0
+        # Not before: should nobody know of us, the seat may be another's.
+        self._board.reset(os.getpid(), self._order.generation)
+        self._beat(self._board.beat)
         return await self._work(receiver)
 
     async def _go_ahead(self) -> bool:
@@ -166,7 +167,8 @@ class Worker:
                 logger.error("The broker stopped listening", exc_info=error)
                 status = INTERNAL_ERROR
             elif not self._finish.is_set():
-                logger.warning("The broker has nothing more to listen to")
+                logger.error("The broker has ended listening, and nobody asked for that")
+                status = INTERNAL_ERROR
             self._link.say("drained")
             failpoint("drain.after")
         else:

@@ -117,6 +117,7 @@ class Overdue(WorkerEvent):
     """Tasks of its ran beyond their hard limits, and are marked so in the queue."""
 
     tasks: tuple[str, ...]
+    """Name, id and time of each."""
 
 
 # What the core itself says to a worker.

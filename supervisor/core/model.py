@@ -88,6 +88,10 @@ FAILURES = frozenset({Reason.CRASH, Reason.BOOT, Reason.OOM, Reason.HANG})
 """Count for the backoff; planned exits never do."""
 
 
+UNHURRIED = frozenset({Reason.RECYCLE, Reason.SCALE})
+"""Leave when what they run has ended, however long that takes."""
+
+
 class Health(enum.Enum):
     """What is said about a worker beside its state."""
 

@@ -8,8 +8,8 @@ else be replaced in one moment, with twice the memory.
 from dataclasses import replace
 
 from taskiq_supervise.supervisor.core import messages as m
-from taskiq_supervise.supervisor.core.model import Reason, Worker, WorkerState
-from taskiq_supervise.supervisor.core.policy import StopLevel
+from taskiq_supervise.supervisor.core.model import FAILURES, Reason, Worker, WorkerState
+from taskiq_supervise.supervisor.core.policy import History, StopLevel
 from taskiq_supervise.supervisor.core.turn import Turn
 
 _SHARE = 4
@@ -49,9 +49,15 @@ def promote(turn: Turn, successor: Worker, reason: Reason) -> None:
 
 def inherit(turn: Turn, predecessor: Worker, successor: Worker) -> None:
     """The predecessor has ended before its time: the successor need not wait any more."""
+    failed = predecessor.last_reason in FAILURES
+    history = History(
+        failures=(0 if predecessor.proven else successor.history.failures) + failed,
+        restarts=(*successor.history.restarts, turn.now),
+    )
     heir = replace(
         successor,
         successor=False,
+        history=history,
         restarts=predecessor.restarts + 1,
         last_exit=predecessor.last_exit,
         last_reason=predecessor.last_reason,

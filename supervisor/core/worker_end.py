@@ -4,7 +4,14 @@ import signal
 from dataclasses import replace
 
 from taskiq_supervise.supervisor.core import messages as m
-from taskiq_supervise.supervisor.core.model import FAILURES, Health, Reason, Worker, WorkerState
+from taskiq_supervise.supervisor.core.model import (
+    FAILURES,
+    UNHURRIED,
+    Health,
+    Reason,
+    Worker,
+    WorkerState,
+)
 from taskiq_supervise.supervisor.core.worker_turn import Surroundings, Turn, report
 
 
@@ -25,9 +32,24 @@ def drain(worker: Worker, event: m.Drain, around: Surroundings) -> Turn:
         worker,
         state=WorkerState.DRAINING,
         reason=event.reason,
-        deadline=around.now + around.settings.graceful_timeout,
+        deadline=_drain_until(event.reason, around),
     )
     return leaving, (m.SendDrain(worker.slot, worker.generation),)
+
+
+def press(worker: Worker, event: m.Drain, around: Surroundings) -> Turn:
+    """It drains, and had all the time in the world so far."""
+    if worker.deadline is not None:
+        return worker, ()
+    return replace(worker, deadline=_drain_until(event.reason, around)), ()
+
+
+def _drain_until(reason: Reason, around: Surroundings) -> float | None:
+    """Who is recycled, or too many, is in nobody's way: tasks that run longer than others would
+    else be thrown away and begun again with every recycling."""
+    if reason in UNHURRIED:
+        return None
+    return around.now + around.settings.graceful_timeout
 
 
 def defer(worker: Worker, event: m.Drain | m.Stop | m.Kill, _around: Surroundings) -> Turn:

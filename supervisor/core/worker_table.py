@@ -21,6 +21,7 @@ from taskiq_supervise.supervisor.core.worker_end import (
     insist,
     kill,
     leave,
+    press,
     reap,
     stop,
     vacate,
@@ -91,7 +92,7 @@ TABLE: dict[type[m.WorkerEvent], tuple[Transition, ...]] = {
     m.Exited:     (nop,   reap,  reap,   reap,    reap,    reap,    reap,   nop,    nop,    nop),
     m.Buried:     (nop,   nop,   nop,    nop,     nop,     nop,     nop,    settle, nop,    nop),
     m.Due:        (nop,   stuck, slow,   retire,  hurry,   force,   insist, nop,    fork,   fork),
-    m.Drain:      (nop,   defer, drain,  drain,   nop,     nop,     nop,    nop,    vacate, vacate),
+    m.Drain:      (nop,   defer, drain,  drain,   press,   nop,     nop,    nop,    vacate, vacate),
     m.Stop:       (nop,   defer, stop,   stop,    stop,    nop,     nop,    nop,    vacate, vacate),
     m.Kill:       (nop,   defer, kill,   kill,    kill,    kill,    nop,    nop,    vacate, vacate),
 }

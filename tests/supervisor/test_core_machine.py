@@ -18,7 +18,13 @@ from tests.supervisor.simulated_kernel import (
 )
 
 from taskiq_supervise.supervisor.core import messages as m
-from taskiq_supervise.supervisor.core.model import ExitStatus, Settings, WorkerState, ZygoteState
+from taskiq_supervise.supervisor.core.model import (
+    UNHURRIED,
+    ExitStatus,
+    Settings,
+    WorkerState,
+    ZygoteState,
+)
 
 EXITS = st.sampled_from(
     [ExitStatus(code=0), ExitStatus(code=1), ExitStatus(code=3), ExitStatus(signal=9), ExitStatus()]
@@ -282,7 +288,11 @@ class Supervision(RuleBasedStateMachine):
             WorkerState.QUARANTINED,
         }
         for worker in self.world.pool.workers:
-            assert (worker.deadline is not None) == (worker.state in waits)
+            at_leisure = worker.state is WorkerState.DRAINING and worker.reason in UNHURRIED
+            if not at_leisure:
+                assert (worker.deadline is not None) == (worker.state in waits)
+            elif self.world.pool.stopping:
+                assert worker.deadline is not None
         waiting = {
             ZygoteState.LOADING,
             ZygoteState.ATTACHING,

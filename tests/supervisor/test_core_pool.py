@@ -232,3 +232,36 @@ def test_who_can_answer_again_is_called_back(before: m.Event, event: m.Event) ->
     world = running_world(workers=1)
     world.post(before)
     assert m.CallBack(0, 1) in effects_of(event, world)
+
+
+@pytest.mark.parametrize("event", [m.Worn(1, 1, "has grown"), m.Scale(1, "a person")], ids=str)
+def test_who_is_recycled_or_too_many_has_all_the_time_in_the_world_until_a_stop(
+    event: m.Event,
+) -> None:
+    world = running_world(workers=2)
+    world.post(event)
+    play(world, stubborn=False, until=lambda w: "drain" in told(w, 1))
+    (leaving,) = (one for one in world.pool.workers if not one.wanted)
+    assert (leaving.state, leaving.deadline) == (WorkerState.DRAINING, None)
+    world.now += 1e6
+    world.post(m.Tick())
+    assert told(world, 1) == ["drain"]
+    world.post(m.Terminate())
+    (leaving,) = (one for one in world.pool.workers if one.slot == 1 and one.generation == 1)
+    assert leaving.deadline == world.now + world.settings.graceful_timeout
+    world.now += world.settings.graceful_timeout
+    world.post(m.Tick())
+    assert told(world, 1) == ["drain", "stop"]
+
+
+def test_crashes_during_a_recycling_count_like_others() -> None:
+    world = running_world(workers=1)
+    for _ in range(3):
+        play(world, stubborn=False, until=is_up)
+        worker = world.pool.workers[0]
+        world.post(m.Worn(0, worker.generation, "has run 10 tasks"))
+        process = world.processes[worker.pid]
+        process.exit = KILLED
+        world.report_exit(process)
+    (worker,) = world.pool.workers
+    assert (worker.history.failures, len(worker.history.restarts)) == (3, 3)

@@ -170,6 +170,7 @@ class Nursery(Channel):
             "max_tasks": max_tasks,
             "board": str(self.board_path),
             "instance": "test",
+            "pool": "",
             "guardian": self.queue.participant if self.queue else 0,
             "supervisor_pid": supervisor_pid or os.getpid(),
         }
