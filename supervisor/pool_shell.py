@@ -60,6 +60,8 @@ class PoolShell:
         self.finished: asyncio.Future[int] = loop.create_future()
         self.on_ready: Callable[[], None] | None = None
         """Called when a worker has become READY."""
+        self.descriptors = 0
+        """The soft limit that workers get; 0: that of this process."""
         self._loop = loop
         self._instance = instance
         self._children = children
@@ -214,7 +216,12 @@ class PoolShell:
         config = {**self.plan.config.to_dict(), "preload": effect.preload}
         try:
             self._zygotes[effect.generation] = ZygoteProcess(
-                self._loop, self._children, effect.generation, config, self._zygote_said
+                self._loop,
+                self._children,
+                effect.generation,
+                config,
+                self._zygote_said,
+                self.descriptors,
             )
         except OSError as error:
             self.post(m.ZygoteStuck(effect.generation, f"no process can be started: {error}"))

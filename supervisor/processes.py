@@ -19,6 +19,7 @@ import asyncio
 import ctypes
 import logging
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -36,6 +37,16 @@ def become_subreaper() -> None:
     if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(number)}")
+
+
+def raise_descriptor_limit() -> int:
+    """To the hard limit, since each worker takes five of ours; returns what it was.
+
+    Programs that use select() must not get the higher one: whoever is started gets the old.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft
 
 
 def spawn(arguments: list[str], environment: Mapping[str, str], keep_fd: int) -> int:

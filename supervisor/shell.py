@@ -60,6 +60,9 @@ class Supervisor:
     async def supervise(self) -> int:
         """Everything; returns the exit status."""
         processes.become_subreaper()
+        descriptors = processes.raise_descriptor_limit()
+        for pool in self._pools:
+            pool.descriptors = descriptors
         apps = ", ".join(pool.plan.config.app for pool in self._pools)
         setproctitle(f"taskiq-supervise: supervisor [{apps}]")
         signals.install(self._loop, self._handlers())

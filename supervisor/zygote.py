@@ -91,7 +91,9 @@ class ZygoteProcess:
         generation: int,
         config: Mapping[str, Any],
         post: Callable[[m.Event], None],
+        descriptors: int,
     ) -> None:
+        """descriptors: its soft limit, 0: ours."""
         self.generation = generation
         self._loop = loop
         self._post = post
@@ -100,7 +102,7 @@ class ZygoteProcess:
         try:
             # Should there be none left when it is there, it could not be watched.
             spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            pid = spawn(_command(theirs.fileno()), os.environ, theirs.fileno())
+            pid = spawn(_command(theirs.fileno(), descriptors), os.environ, theirs.fileno())
         except OSError:
             ours.close()
             raise
@@ -109,7 +111,7 @@ class ZygoteProcess:
             if spare >= 0:
                 os.close(spare)
         self._channel = Channel(loop, ours, self._on_message, self._on_end)
-        self._child = children.adopt(pid, self._on_exit, self._on_stop)
+        self._child = children.adopt(pid, self._on_exit)
         self._channel.start()
         self._channel.send({"op": "load", "config": config})
 
@@ -147,17 +149,13 @@ class ZygoteProcess:
         if not self._child.gone:
             self._post(m.ZygoteStuck(self.generation, "the zygote closed its socket and lives on"))
 
-    def _on_stop(self, stopped: bool) -> None:
-        if stopped:
-            self._post(m.ZygoteStuck(self.generation, "the zygote was stopped by a signal"))
-
     def _on_exit(self, status: ExitStatus) -> None:
         self._channel.read_rest()
         self._channel.close()
         self._post(m.ZygoteExited(self.generation, status, jitter=random.random()))
 
 
-def _command(fd: int) -> list[str]:
+def _command(fd: int, descriptors: int) -> list[str]:
     # `-m` would put the current folder before the standard library, and a queue.py that lies there
     # would be imported in its place; -P, which prevents it, is not in Python 3.10. The zygote adds
     # the folder itself.
@@ -165,4 +163,4 @@ def _command(fd: int) -> list[str]:
         "import sys; del sys.path[0]; import runpy; "
         f"runpy.run_module({MODULE!r}, run_name='__main__', alter_sys=True)"
     )
-    return [sys.executable, "-c", start, "--fd", str(fd)]
+    return [sys.executable, "-c", start, "--fd", str(fd), "--descriptors", str(descriptors)]

@@ -46,6 +46,8 @@ class Isolation:
         os.environ["TASKIQ_SUPERVISE_QUEUE_DIR"] = str(self.queues)
         # setproctitle would otherwise overwrite the environment that /proc shows, marker included.
         os.environ["SPT_NOENV"] = "1"
+        # A test writes an application anew within the second; its bytecode would count as current.
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
     def leave(self) -> None:
         shutil.rmtree(self.runtime)

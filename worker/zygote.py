@@ -13,6 +13,7 @@ import argparse
 import gc
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -252,7 +253,11 @@ def _leave(_number: int, _frame: object) -> None:
 def main(arguments: list[str] | None = None) -> Callable[[], int]:
     parser = argparse.ArgumentParser(prog="python -m taskiq_supervise.worker.zygote")
     parser.add_argument("--fd", type=int, required=True, help="a socket to the supervisor")
+    parser.add_argument("--descriptors", type=int, default=0, help="the soft limit; 0: as it is")
     options = parser.parse_args(arguments)
+    if options.descriptors:
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (options.descriptors, hard))
     sock = socket.socket(fileno=options.fd)
     sock.set_inheritable(False)
     os.setpgid(0, 0)

@@ -31,6 +31,7 @@ from taskiq_supervise.supervisor.core.model import (
 )
 from taskiq_supervise.supervisor.core.policy import History, StopLevel
 from taskiq_supervise.supervisor.core.turn import Turn
+from taskiq_supervise.supervisor.core.worker_start import FORK_FAILED
 
 _PUNISHED = {WorkerState.BACKOFF, WorkerState.QUARANTINED}
 _COMING_UP = {WorkerState.EMPTY, WorkerState.FORKING, WorkerState.BOOTING, WorkerState.READY}
@@ -181,9 +182,13 @@ def _roll(turn: Turn, reload: Reload) -> None:
 
 
 def _has_failed(turn: Turn, worker: Worker) -> bool:
-    """The new code, in this worker, before it was of any use."""
+    """The new code, in this worker, before it was of any use.
+
+    Not a fork that failed: that says nothing about the code, and a way back would take forks too.
+    """
     new = worker.wanted and worker.code == turn.pool.zygote.code
-    return new and worker.ready_at is None and worker.state not in _COMING_UP
+    not_forked = worker.boot_error is not None and worker.boot_error.startswith(FORK_FAILED)
+    return new and worker.ready_at is None and worker.state not in _COMING_UP and not not_forked
 
 
 def _all_have_been_ready(turn: Turn) -> bool:

@@ -15,6 +15,8 @@ from taskiq_supervise.supervisor.core.policy import Verdict, judge, lower
 from taskiq_supervise.supervisor.core.worker_end import killing, vacate
 from taskiq_supervise.supervisor.core.worker_turn import Surroundings, Turn, report
 
+FORK_FAILED = "fork failed"
+
 
 def fork(worker: Worker, _event: m.WorkerEvent, around: Surroundings) -> Turn:
     """Ask for a process; without a zygote wait EMPTY until there is one."""
@@ -77,7 +79,7 @@ def retry(worker: Worker, event: m.ForkFailed, around: Surroundings) -> Turn:
         now=around.now,
         jitter=event.jitter,
     )
-    failed = replace(worker, boot_error=f"fork failed: {event.message}")
+    failed = replace(worker, boot_error=f"{FORK_FAILED}: {event.message}")
     waiting, effects = _again_after(failed, event, verdict, around)
     told = report(
         m.Happening.FORK_FAILED,

@@ -464,3 +464,13 @@ def test_a_broadcast_broker_stays_one_while_other_code_is_tried_and_after_it_has
     world.post(m.Scale(3, "a person"))
     assert world.pool.target == 1
     assert codes(world) == [0]
+
+
+def test_a_fork_that_fails_after_the_canary_says_nothing_about_the_code() -> None:
+    world = reloading(ReloadStage.ROLLING)
+    play(world, stubborn=False, until=lambda w: bool(w.asked))
+    world.fail_fork(*world.asked[0])
+    world.fail_fork(*world.asked[0])
+    play(world, stubborn=False, until=is_up)
+    assert codes(world) == [1, 1, 1]
+    assert world.reloads[0].error is None

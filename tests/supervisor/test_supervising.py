@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -286,3 +287,21 @@ def test_a_supervisor_that_cannot_bind_its_socket_says_so_in_one_line(
     assert done.returncode == 1
     assert "control.sock" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_supervisor_may_open_more_descriptors_than_its_workers(
+    supervise: Start, write: Callable[[str], None]
+) -> None:
+    """Each worker takes five of its own; the usual limit of 1,024 would be enough for 200."""
+    write(BROKER)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 64), hard))
+    try:
+        supervisor = supervise("app:broker", "--workers", "12")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    supervisor.wait_ready()
+    assert resource.prlimit(supervisor.pid, resource.RLIMIT_NOFILE)[0] == hard
+    for pid in supervisor.worker_pids():
+        assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (min(soft, 64), hard)
+    assert supervisor.stop() == 0
