@@ -13,7 +13,7 @@ from taskiq_supervise.ipc import timerfd
 
 
 class DeadlineTimer:
-    """One timer for one worker; `fd` is for it. `on_due` is called from the loop.
+    """One timer for one worker, which arms `fd`. `on_due` is called from the loop.
 
     OSError: no descriptors left.
     """
@@ -23,11 +23,6 @@ class DeadlineTimer:
         self._on_due = on_due
         self.fd = timerfd.create()
         loop.add_reader(self.fd, self._due)
-
-    def arm(self, at: float | None) -> None:
-        """At a CLOCK_MONOTONIC time in seconds; None: not at all. Replaces what was set, by the
-        worker too."""
-        timerfd.arm(self.fd, at)
 
     def close(self) -> None:
         if self.fd >= 0:

@@ -52,7 +52,9 @@ class PoolShell:
         children: processes.Children,
         oom: OomMeter,
         on_failure: Callable[[BaseException], None],
+        descriptors: int,
     ) -> None:
+        """descriptors: the soft limit that workers get; 0: that of this process."""
         self.plan = plan
         self.pool: Pool = new_pool(plan.settings)
         self.custody = Custody()
@@ -60,13 +62,12 @@ class PoolShell:
         self.finished: asyncio.Future[int] = loop.create_future()
         self.on_ready: Callable[[], None] | None = None
         """Called when a worker has become READY."""
-        self.descriptors = 0
-        """The soft limit that workers get; 0: that of this process."""
         self._loop = loop
         self._instance = instance
         self._children = children
         self._oom = oom
         self._on_failure = on_failure
+        self._descriptors = descriptors
         self._events: deque[m.Event] = deque()
         self._stepping = False
         self._timer: asyncio.TimerHandle | None = None
@@ -221,7 +222,7 @@ class PoolShell:
                 effect.generation,
                 config,
                 self._zygote_said,
-                self.descriptors,
+                self._descriptors,
             )
         except OSError as error:
             self.post(m.ZygoteStuck(effect.generation, f"no process can be started: {error}"))

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 class Supervisor:
     """One run, from the first event to the exit status. Lives on the loop that runs it."""
 
-    def __init__(self, plan: Plan, instance: Instance) -> None:
+    def __init__(self, plan: Plan, instance: Instance, descriptors: int) -> None:
+        """descriptors: the soft limit that workers get."""
         self._plan = plan
         self._instance = instance
         self._loop = asyncio.get_running_loop()
@@ -47,7 +48,7 @@ class Supervisor:
         self._usage = UsageMeter()
         oom = OomMeter(find_counter())
         self._pools = [
-            PoolShell(self._loop, pool, instance, self._children, oom, self._fail)
+            PoolShell(self._loop, pool, instance, self._children, oom, self._fail, descriptors)
             for pool in plan.pools
         ]
         self._rounds = [Rounds(self._loop, pool) for pool in self._pools]
@@ -60,9 +61,6 @@ class Supervisor:
     async def supervise(self) -> int:
         """Everything; returns the exit status."""
         processes.become_subreaper()
-        descriptors = processes.raise_descriptor_limit()
-        for pool in self._pools:
-            pool.descriptors = descriptors
         apps = ", ".join(pool.plan.config.app for pool in self._pools)
         setproctitle(f"taskiq-supervise: supervisor [{apps}]")
         signals.install(self._loop, self._handlers())
@@ -277,7 +275,8 @@ def supervise(plan: Plan, instance: Instance) -> int:
     """Run a supervisor until it is done; returns its exit status. Raises OSError, WatchError."""
 
     async def main() -> int:
-        return await Supervisor(plan, instance).supervise()
+        descriptors = processes.raise_descriptor_limit()
+        return await Supervisor(plan, instance, descriptors).supervise()
 
     identify(instance=instance.name)
     return asyncio.run(main())

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from benchmarks.ipc.figure import Effort, Figure, Unit
+from benchmarks.figure import Effort, Figure, Unit
 from benchmarks.ipc.processes import (
     Victim,
     folder,

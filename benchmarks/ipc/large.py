@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import zmq
 
-from benchmarks.ipc.figure import Effort, Figure, Unit
+from benchmarks.figure import Effort, Figure, Unit
 from benchmarks.ipc.processes import folder, fork, on_uvloop, together
 from taskiq_supervise.ipc import AsyncTaskQueue, Role, TaskQueue
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import zmq
 import zmq.asyncio
 
-from benchmarks.ipc.figure import Effort, Figure, Once, Unit
+from benchmarks.figure import Effort, Figure, Once, Unit
 from benchmarks.ipc.processes import Side, folder, fork, on_uvloop, together
 from taskiq_supervise.ipc import AsyncTaskQueue, Role, TaskQueue
 

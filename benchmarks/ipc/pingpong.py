@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, cast
 import zmq
 import zmq.asyncio
 
-from benchmarks.ipc.figure import Effort, Figure, Unit
+from benchmarks.figure import Effort, Figure, Unit
 from benchmarks.ipc.processes import AsyncSide, folder, fork, on_uvloop, pinned, together
 from taskiq_supervise.ipc import AsyncTaskQueue, Role, TaskQueue
 

@@ -10,7 +10,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from benchmarks.ipc.figure import Effort, Figure, Unit
+from benchmarks.figure import Effort, Figure, Unit
 from benchmarks.ipc.processes import Victim, folder, together
 from taskiq_supervise.ipc import Geometry, Role, TaskQueue
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 WORKERS = 4
 HEAVY = ("numpy", "pandas")
+BROKER = "benchmarks.supervision.tasks:broker"
 _READY = re.compile(rb"^READY (\d+)")
 
 
@@ -101,15 +102,17 @@ def program(name: str) -> str | None:
     return str(beside) if beside.exists() else which(name)
 
 
+def module(name: str, *arguments: str) -> list[str]:
+    """The command that has this Python run it."""
+    return [sys.executable, "-m", name, *arguments]
+
+
 def supervise(name: str = "taskiq-supervise") -> Contestant:
     return Contestant(
         name,
         "taskiq_supervise",
         re.compile(rb"worker=\d+ gen=\d+ pid=(\d+) ready"),
-        lambda _: [
-            *(sys.executable, "-m", "taskiq_supervise", "benchmarks.supervision.tasks:broker"),
-            *("--workers", str(WORKERS)),
-        ],
+        lambda _: module("taskiq_supervise", BROKER, "--workers", str(WORKERS)),
         lambda _: TaskiqClient(),
     )
 
@@ -119,10 +122,7 @@ def taskiq_worker() -> Contestant:
         "taskiq worker",
         "taskiq",
         re.compile(rb"Listening started"),
-        lambda _: [
-            *(sys.executable, "-m", "taskiq", "worker", "benchmarks.supervision.tasks:broker"),
-            *("--workers", str(WORKERS)),
-        ],
+        lambda _: module("taskiq", "worker", BROKER, "--workers", str(WORKERS)),
         lambda _: TaskiqClient(),
     )
 
@@ -132,12 +132,12 @@ def gunicorn(*, preload: bool = True) -> Contestant:
         "gunicorn --preload" if preload else "gunicorn",
         "gunicorn",
         _READY,
-        lambda folder: [
-            *(sys.executable, "-m", "gunicorn", "benchmarks.supervision.wsgi:application"),
+        lambda folder: module(
+            *("gunicorn", "benchmarks.supervision.wsgi:application"),
             *("--workers", str(WORKERS), "--bind", f"unix:{folder}/http"),
             *("--config", "python:benchmarks.supervision.gunicorn_hooks"),
             *(["--preload"] if preload else []),
-        ],
+        ),
         lambda folder: HttpClient(folder / "http"),
     )
 
@@ -162,19 +162,11 @@ def celery() -> Contestant:
         "Celery, prefork",
         "celery",
         _READY,
-        lambda _: [
-            *(sys.executable, "-m", "celery", "--app", "benchmarks.supervision.celery_tasks"),
-            *(
-                "worker",
-                "--pool",
-                "prefork",
-                "--concurrency",
-                str(WORKERS),
-                "--loglevel",
-                "WARNING",
-            ),
+        lambda _: module(
+            *("celery", "--app", "benchmarks.supervision.celery_tasks", "worker"),
+            *("--pool", "prefork", "--concurrency", str(WORKERS), "--loglevel", "WARNING"),
             *("--without-gossip", "--without-mingle", "--without-heartbeat"),
-        ],
+        ),
         lambda _: CeleryClient(),
         fragile=True,
     )

@@ -8,7 +8,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.ipc.figure import Effort, Figure, Unit
+from benchmarks.figure import Effort, Figure, Unit
 from benchmarks.supervision import contestants as who
 from benchmarks.supervision.contestants import WORKERS, Contestant, Weight, up
 from benchmarks.supervision.turns import take_turns

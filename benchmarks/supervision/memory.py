@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from benchmarks.ipc.figure import Effort, Figure, Unit
+from benchmarks.figure import Effort, Figure, Unit
 from benchmarks.ipc.processes import fork
 from benchmarks.supervision import contestants as who
 from benchmarks.supervision.contestants import HEAVY, WORKERS, Contestant, Weight, up
@@ -104,13 +104,18 @@ def of_pool() -> list[float]:
         process.join()
 
 
-def measure(effort: Effort) -> list[Figure]:
+def each(
+    measured: Callable[[Contestant], list[float]],
+) -> tuple[dict[str, Callable[[], list[float]]], list[str]]:
+    """Those that are installed, by name, and a note for each that is not."""
     there, absent = who.present(
         [who.supervise(BASE), who.taskiq_worker(), who.celery(), who.gunicorn(), who.uwsgi()]
     )
-    contestants: dict[str, Callable[[], list[float]]] = {
-        contestant.name: partial(of_tree, contestant) for contestant in there
-    }
+    return {contestant.name: partial(measured, contestant) for contestant in there}, absent
+
+
+def measure(effort: Effort) -> list[Figure]:
+    contestants, absent = each(of_tree)
     contestants[POOL] = of_pool
     rounds = effort.rounds or ROUNDS
     title = "Memory of the whole tree (PSS), median of {rounds}"
@@ -120,12 +125,7 @@ def measure(effort: Effort) -> list[Figure]:
 
 
 def measure_roots(effort: Effort) -> list[Figure]:
-    there, absent = who.present(
-        [who.supervise(BASE), who.taskiq_worker(), who.celery(), who.gunicorn(), who.uwsgi()]
-    )
-    contestants: dict[str, Callable[[], list[float]]] = {
-        contestant.name: partial(of_root, contestant) for contestant in there
-    }
+    contestants, absent = each(of_root)
     rounds = effort.rounds or ROUNDS
     notes = (
         (

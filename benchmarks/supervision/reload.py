@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from benchmarks.ipc.figure import Effort
+    from benchmarks.figure import Effort
 
 IMPORT = Weight(seconds=1.2)
 ROUNDS = 3

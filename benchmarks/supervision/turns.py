@@ -11,7 +11,7 @@ from benchmarks.supervision.process import ContestantFailed
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from benchmarks.ipc.figure import Figure
+    from benchmarks.figure import Figure
 
 
 class Clock:

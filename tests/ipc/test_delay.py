@@ -4,7 +4,7 @@ import asyncio
 import time
 
 import pytest
-from tests.ipc.conftest import run_one, settled
+from tests.ipc.conftest import Peer, run_one, settled
 from tests.ipc.events import (
     HOUR,
     WORKER,
@@ -173,18 +173,25 @@ def test_a_custodian_that_stands_still_is_stood_in_for(open_queue: Open, new_pee
     assert worker.claim() is None, "it does nothing twice"
 
 
+def producing(new_peer: NewPeer) -> Peer:
+    """A process that puts; the custodian is another one."""
+    custodian, producer = new_peer(), new_peer()
+    custodian.join_async()
+    producer.join()
+    return producer
+
+
+def put_silently(due: float) -> str:
+    """For a process: it says when its message is due, and does not ring the custodian."""
+    return f"queue.core.put(queue.participant, 'its', b'', 0, 0, 5, 0, False, {int(due * 1e9)}, 0)"
+
+
 def test_a_producer_that_stands_still_delays_nobody_elses_messages(
     open_queue: Open, new_peer: NewPeer
 ) -> None:
-    """It has said when its message is due, and stops before it rings the custodian."""
-    worker, custodian, producer = open_queue(**WORKER), new_peer(), new_peer()
-    custodian.join_async()
-    producer.join()
+    worker, producer = open_queue(**WORKER), producing(new_peer)
     due = time.time() + 0.1
-    producer.begin(
-        f"queue.core.put(queue.participant, 'its', b'', 0, 0, 5, 0, False, {int(due * 1e9)}, 0)\n"
-        "os.kill(os.getpid(), signal.SIGSTOP)"
-    )
+    producer.begin(f"{put_silently(due)}\nos.kill(os.getpid(), signal.SIGSTOP)")
     producer.wait_stopped()
     began = time.monotonic()
     worker.put("other", b"", due=due + 0.01)
@@ -196,13 +203,9 @@ def test_a_producer_that_stands_still_delays_nobody_elses_messages(
 def test_a_producer_that_is_killed_before_it_rings_delays_nothing(
     open_queue: Open, new_peer: NewPeer
 ) -> None:
-    worker, custodian, producer = open_queue(**WORKER), new_peer(), new_peer()
-    custodian.join_async()
-    producer.join()
+    worker, producer = open_queue(**WORKER), producing(new_peer)
     due = time.time() + 0.1
-    producer.ask(
-        f"queue.core.put(queue.participant, 'its', b'', 0, 0, 5, 0, False, {int(due * 1e9)}, 0)"
-    )
+    producer.ask(put_silently(due))
     producer.kill()
     assert claim_due(worker, due) == "its"
 

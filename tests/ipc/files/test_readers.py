@@ -22,6 +22,15 @@ if TYPE_CHECKING:
     from tests.ipc.conftest import Peer
 
 
+@pytest.fixture
+def reader(files: PayloadFiles, join: "Callable[[], Peer]") -> "Peer":
+    """A process that looks at q-1-1, which is content(1)."""
+    peer = join()
+    files.write("q-1-1", [content(1)])
+    peer.ask(f"view, = files.map('q-1-1', [{SIZE}]); len(view)")
+    return peer
+
+
 def test_a_file_is_not_written_again_while_anything_looks_at_it(
     files: PayloadFiles, directory: Path
 ) -> None:
@@ -40,36 +49,30 @@ def test_a_file_is_not_written_again_while_anything_looks_at_it(
 
 
 def test_a_stopped_reader_keeps_what_it_sees_and_stops_nobody(
-    files: PayloadFiles, join: "Callable[[], Peer]", directory: Path
+    files: PayloadFiles, reader: "Peer", directory: Path
 ) -> None:
-    peer = join()
-    files.write("q-1-1", [content(1)])
     first = inode(directory / "q-1-1")
-    peer.ask(f"view, = files.map('q-1-1', [{SIZE}]); len(view)")
-    peer.stop()
+    reader.stop()
     files.drop("q-1-1")
     for number in range(3):
         files.write("q-2-1", [content(2)])
         assert inode(directory / "q-2-1") != first
         files.drop("q-2-1")
         files.trim(0 if number else 1 << 30)
-    peer.go_on()
-    assert peer.ask(f"bytes(view) == bytes([{content(1)[0]}]) * {SIZE}") is True
+    reader.go_on()
+    assert reader.ask(f"bytes(view) == bytes([{content(1)[0]}]) * {SIZE}") is True
     assert first in map(inode, spares(directory))
-    peer.ask("del view")
+    reader.ask("del view")
     files.write("q-3-1", [content(3)])
     assert inode(directory / "q-3-1") == first
 
 
 def test_the_death_of_a_reader_frees_the_file(
-    files: PayloadFiles, join: "Callable[[], Peer]", directory: Path
+    files: PayloadFiles, reader: "Peer", directory: Path
 ) -> None:
-    peer = join()
-    files.write("q-1-1", [content(1)])
     first = inode(directory / "q-1-1")
-    peer.ask(f"view, = files.map('q-1-1', [{SIZE}]); len(view)")
     files.drop("q-1-1")
-    peer.kill()
+    reader.kill()
     files.write("q-2-1", [content(2)])
     assert inode(directory / "q-2-1") == first
 
