@@ -3,14 +3,15 @@
 Lines, so that a person can read a trace of them; JSON, because both ends may be of different
 versions during a reload and unknown keys are harmless. A descriptor travels beside the line that
 speaks of it (SCM_RIGHTS); Linux never merges two sends into one receive across a descriptor, so
-descriptors arrive in the order of their lines.
+descriptors arrive in the order of their lines, those of one line together. A receiver that has no
+room for all of them gets some or none, and is told (MSG_CTRUNC); the line arrives all the same.
 """
 
 import json
 import socket
 from array import array
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 MAX_LINE = 1 << 20
 """Bytes of one message: a traceback fits, a runaway sender does not eat the memory."""
@@ -20,6 +21,17 @@ _MAX_FDS = 4
 
 class FramingError(ValueError):
     """What came over the socket is not a line with one JSON object."""
+
+
+class Received(NamedTuple):
+    """What one receive has brought."""
+
+    data: bytes
+    """For a `LineDecoder`; none: the other end has closed."""
+    fds: list[int]
+    """Close-on-exec, and the caller's to close."""
+    truncated: bool
+    """There were more descriptors, for which there was no room; they are lost."""
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
@@ -68,16 +80,13 @@ def send_with_fd(sock: socket.socket, message: Mapping[str, Any], fd: int) -> No
     sock.sendall(data[sent:])
 
 
-def receive(sock: socket.socket, size: int = 65536) -> tuple[bytes, list[int]]:
-    """What has come: bytes for a `LineDecoder` (none: the other end has closed) and descriptors.
-
-    The descriptors are close-on-exec and the caller's to close.
-    """
+def receive(sock: socket.socket, size: int = 65536) -> Received:
+    """What has come: descriptors are those of one message at most, the last that begins in it."""
     # Not socket.recv_fds(), which ignores its flags.
     space = socket.CMSG_SPACE(_MAX_FDS * array("i").itemsize)
-    data, ancillary, _, _ = sock.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, flags, _ = sock.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)
     fds = array("i")
     for level, kind, content in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    return data, fds.tolist()
+    return Received(data, fds.tolist(), bool(flags & socket.MSG_CTRUNC))

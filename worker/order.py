@@ -1,8 +1,9 @@
 """What the supervisor says and hands over when it orders a worker."""
 
+import errno
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 
@@ -42,6 +43,10 @@ class ForkOrder:
         )
 
 
+class NoDescriptors(Exception):
+    """There was no room in this process for those of an order."""
+
+
 @dataclass(frozen=True)
 class Descriptors:
     """What comes with an order, in this order."""
@@ -51,6 +56,22 @@ class Descriptors:
     """The end of a pipe to write stacks to; it never blocks."""
     timer: int
     """A timerfd: it rings at the supervisor when a task is overdue."""
+
+    @classmethod
+    def of_message(cls, fds: list[int]) -> "Descriptors":
+        """All that came with one order. Raises NoDescriptors, and closes them, if some are missing.
+
+        Those of the next order must never make up for them: its worker would then have the link
+        of another.
+        """
+        if len(fds) == len(fields(cls)):
+            return cls(*fds)
+        for fd in fds:
+            os.close(fd)
+        raise NoDescriptors(
+            f"[Errno {errno.EMFILE}] {os.strerror(errno.EMFILE)}: {len(fds)} of "
+            f"{len(fields(cls))} descriptors have come"
+        )
 
     def close(self) -> None:
         for fd in (self.link, self.stacks, self.timer):

@@ -10,7 +10,9 @@ Started as `python -m taskiq_supervise.worker.zygote --fd N`, N being a socket t
 """
 
 import argparse
+import errno
 import gc
+import itertools
 import json
 import os
 import resource
@@ -38,7 +40,7 @@ from taskiq_supervise.worker.child import become_worker, leave_with
 from taskiq_supervise.worker.config import ConfigError, WorkerConfig
 from taskiq_supervise.worker.failpoint import failpoint
 from taskiq_supervise.worker.fork import fork_away
-from taskiq_supervise.worker.order import Descriptors, ForkOrder
+from taskiq_supervise.worker.order import Descriptors, ForkOrder, NoDescriptors
 from taskiq_supervise.worker.process import (
     configure_logging,
     flush_output,
@@ -48,8 +50,6 @@ from taskiq_supervise.worker.process import (
     set_title,
 )
 
-_FDS_OF_AN_ORDER = 3
-
 
 class Zygote:
     """Does what the supervisor says over its socket, one message after the other."""
@@ -57,7 +57,8 @@ class Zygote:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._decoder = LineDecoder()
-        self._fds: deque[int] = deque()
+        self._fds: deque[list[int]] = deque()
+        """Those of each order that brought some, in the order of their orders."""
         self._config: WorkerConfig | None = None
         self._application: Application | None = None
 
@@ -70,8 +71,9 @@ class Zygote:
             return  # it went while it was to be read from, or answered
 
     def _obey_next(self) -> bool:
-        data, fds = receive(self._socket)
-        self._fds.extend(fds)
+        data, fds, truncated = receive(self._socket)
+        if fds or truncated:
+            self._fds.append(fds)
         for message in self._decoder.feed(data):
             self._obey(message)
         return bool(data)
@@ -117,11 +119,14 @@ class Zygote:
     def _fork(self, message: Mapping[str, Any]) -> None:
         order = ForkOrder.from_message(message)
         config = self._config
-        if config is None or len(self._fds) < _FDS_OF_AN_ORDER:
+        if config is None or not self._fds:
             raise FramingError("an order to fork without a configuration or its descriptors")
-        descriptors = Descriptors(*(self._fds.popleft() for _ in range(_FDS_OF_AN_ORDER)))
-        name = {"slot": order.slot, "generation": order.generation}
-        foreign = (self._socket.fileno(), *self._fds)
+        try:
+            descriptors = Descriptors.of_message(self._fds.popleft())
+        except NoDescriptors as error:
+            self._cannot_fork(order, errno.EMFILE, str(error))
+            return
+        foreign = (self._socket.fileno(), *itertools.chain(*self._fds))
         application = self._application
 
         def child(forked_by: int) -> NoReturn:
@@ -132,11 +137,17 @@ class Zygote:
             pid = fork_away(child)
             failpoint("fork.after")
         except OSError as error:
-            self._answer({"op": "fork_failed", **name, "errno": error.errno, "message": str(error)})
+            self._cannot_fork(order, error.errno, str(error))
         else:
-            self._answer({"op": "forked", **name, "pid": pid})
+            self._answer(
+                {"op": "forked", "slot": order.slot, "generation": order.generation, "pid": pid}
+            )
         finally:
             descriptors.close()
+
+    def _cannot_fork(self, order: ForkOrder, number: int | None, message: str) -> None:
+        name = {"slot": order.slot, "generation": order.generation}
+        self._answer({"op": "fork_failed", **name, "errno": number, "message": message})
 
     def _answer(self, message: Mapping[str, Any]) -> None:
         send(self._socket, message)

@@ -231,6 +231,18 @@ class ZygoteStuck(ZygoteEvent):
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class ZygoteProven(ZygoteEvent):
+    """A worker of its got READY."""
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteStillborn(ZygoteEvent):
+    """A worker of its has ended before it was READY; `message` says how."""
+
+    message: str
+
+
 # --- events about the whole ----------------------------------------------------------------------
 
 

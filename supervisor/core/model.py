@@ -262,6 +262,11 @@ class Zygote:
     """It is ENDING, or has ended, because of that error."""
     retired: bool = False
     """It is not needed any more: it ends, and nothing takes its place."""
+    untried: bool = False
+    """It took the place of one that failed or died, so it has imported what lay there by then, and
+    none of its workers has been READY yet."""
+    stillborn: int = 0
+    """How many of its workers have failed to get READY while it is untried."""
     ready_at: float | None = None
     history: History = field(default_factory=History)
 

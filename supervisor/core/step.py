@@ -18,6 +18,7 @@ from taskiq_supervise.supervisor.core import messages as m
 from taskiq_supervise.supervisor.core import reloading, succession
 from taskiq_supervise.supervisor.core.model import (
     EXIT_STOPPED,
+    FAILURES,
     Pool,
     Reason,
     ReloadStage,
@@ -85,6 +86,7 @@ def _worker_event(turn: Turn, event: m.WorkerEvent) -> None:
         reloading.answered(turn, worker)
         return
     turn.tell(worker, event)
+    _judge_zygote(turn, worker, event)
     if isinstance(event, m.Buried) and not worker.wanted:
         succession.remember(turn, worker)
     if isinstance(event, m.Forked):
@@ -94,9 +96,22 @@ def _worker_event(turn: Turn, event: m.WorkerEvent) -> None:
             turn.command(born, turn.pool.stop or StopLevel.DRAIN, born.reason or Reason.STOP)
 
 
+def _judge_zygote(turn: Turn, before: Worker, event: m.WorkerEvent) -> None:
+    """Whether its code is of any use shows in the first workers that have it."""
+    zygote = turn.zygote(before.zygote)
+    if zygote is None:
+        return
+    if isinstance(event, m.Ready):
+        turn.tell_zygote(zygote, m.ZygoteProven(zygote.generation))
+    elif isinstance(event, m.Exited) and before.alive and before.ready_at is None:
+        gone = turn.pool.find(before.slot, before.generation)
+        if gone is not None and gone.last_reason in FAILURES:
+            how = gone.boot_error or str(gone.last_exit)
+            turn.tell_zygote(zygote, m.ZygoteStillborn(zygote.generation, how))
+
+
 def _zygote_event(turn: Turn, event: m.ZygoteEvent) -> None:
-    zygotes = (turn.pool.zygote, *turn.pool.others)
-    zygote = next((one for one in zygotes if one.generation == event.generation), None)
+    zygote = turn.zygote(event.generation)
     if zygote is None:
         return
     turn.tell_zygote(zygote, event)

@@ -126,6 +126,11 @@ class Turn:
         if turn.exit_code is not None:
             self.leave(turn.exit_code)
 
+    def zygote(self, generation: int) -> Zygote | None:
+        """While it is one of the pool's."""
+        zygotes = (self.pool.zygote, *self.pool.others)
+        return next((one for one in zygotes if one.generation == generation), None)
+
     def other_zygote(self) -> Zygote | None:
         """The second one of a reload, while it is there."""
         if self.pool.reload is None:

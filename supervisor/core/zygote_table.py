@@ -4,6 +4,10 @@ One zygote forks; a reload has a second one, the candidate. The first time the o
 to load the application the supervisor ends, because somebody stands before it and waits for an
 answer; later it is tried again with backoff: workers that do their work don't need it, only a dead
 one can't be replaced until it is back. A candidate that fails is not tried again: the reload is.
+
+One that took the place of another has imported what lay there by then, which may be code that a
+reload has refused. It can be loaded, and its workers still never get READY. Then it is of no use
+either, and is replaced like one that cannot load it: once the code is mended, so is the pool.
 """
 
 from collections.abc import Callable
@@ -45,6 +49,9 @@ class Turn(NamedTuple):
 
 Transition = Callable[[Zygote, Any, Surroundings], Turn]
 
+# So many of its workers have to fail; a single one may have been killed by anybody.
+_STILLBORN = 2
+
 
 def nop(zygote: Zygote, _event: m.ZygoteEvent, _around: Surroundings) -> Turn:
     return Turn(zygote)
@@ -53,6 +60,7 @@ def nop(zygote: Zygote, _event: m.ZygoteEvent, _around: Surroundings) -> Turn:
 def begin(zygote: Zygote, _event: m.ZygoteEvent, around: Surroundings) -> Turn:
     if around.stopping:
         return Turn(replace(zygote, state=ZygoteState.ABSENT, deadline=None, retired=True))
+    replaces = zygote.failed or zygote.ready_at is not None
     loading = replace(
         zygote,
         state=ZygoteState.LOADING,
@@ -60,6 +68,8 @@ def begin(zygote: Zygote, _event: m.ZygoteEvent, around: Surroundings) -> Turn:
         deadline=_boot_limit(around),
         failed=False,
         ready_at=None,
+        untried=zygote.untried or replaces,
+        stillborn=0,
     )
     return Turn(
         loading,
@@ -114,6 +124,21 @@ def refused(zygote: Zygote, event: m.QueueRefused, around: Surroundings) -> Turn
 def stuck(zygote: Zygote, event: m.ZygoteStuck, around: Surroundings) -> Turn:
     turn = _fail(zygote, around, event.message, EXIT_NOT_LOADED)
     return turn._replace(effects=(m.KillZygote(zygote.generation), *turn.effects))
+
+
+def proven(zygote: Zygote, _event: m.ZygoteProven, _around: Surroundings) -> Turn:
+    return Turn(replace(zygote, untried=False, stillborn=0))
+
+
+def useless(zygote: Zygote, event: m.ZygoteStillborn, around: Surroundings) -> Turn:
+    """Code that was tried before is not to blame; nor is what a worker imports for itself."""
+    if around.stopping or around.candidate or not (zygote.untried and zygote.preload):
+        return Turn(zygote)
+    counted = replace(zygote, stillborn=zygote.stillborn + 1)
+    if counted.stillborn < _STILLBORN:
+        return Turn(counted)
+    message = f"its workers do not get ready ({event.message})"
+    return _fail(counted, around, message, EXIT_NOT_LOADED)
 
 
 def overtime(zygote: Zygote, _event: m.ZygoteDue, around: Surroundings) -> Turn:
@@ -261,6 +286,8 @@ TABLE: dict[type[m.ZygoteEvent], tuple[Transition, ...]] = {
     m.QueueRefused:     (nop,     nop,         refused,   nop,     nop,      nop),
     m.ZygoteExited:     (nop,     died,        died,      died,    ended,    nop),
     m.ZygoteStuck:      (nop,     stuck,       stuck,     stuck,   nop,      nop),
+    m.ZygoteProven:     (nop,     nop,         nop,       proven,  nop,      nop),
+    m.ZygoteStillborn:  (nop,     nop,         nop,       useless, nop,      nop),
     m.ZygoteDue:        (nop,     overtime,    overtime,  nop,     overdue,  begin),
     m.ZygoteEnd:        (forget,  end,         end,       end,     end_now,  forget),
 }

@@ -8,6 +8,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -57,9 +58,20 @@ class Scene:
     """A supervisor, its clients, and the storm that comes over them."""
 
     def __init__(
-        self, start: Callable[[], "Supervisor"], folder: Path, seed: str, *, kills: bool
+        self,
+        start: Callable[..., "Supervisor"],
+        client: Any,
+        folder: Path,
+        marker: str,
+        seed: str,
+        *,
+        kills: bool,
     ) -> None:
-        self._storm = chaos.Storm(start, folder, seed, kills=kills)
+        """marker: all processes of the supervisor have it in their environment."""
+        self._client = client
+        self._marker = marker
+        self._start = start
+        self._storm = chaos.Storm(self._supervise, folder, seed, kills=kills)
         kinds = KINDS if kills else [*KINDS, "keep_child"]
         self._load = chaos.Load(folder, seed, PATIENCE, kinds)
 
@@ -67,7 +79,12 @@ class Scene:
     def terminated(self) -> set[int]:
         return self._storm.terminated
 
-    async def play(self, client: Any, seconds: float, marker: str) -> list[dict[str, Any]]:
+    def _supervise(self) -> "Supervisor":
+        options = ("-w", str(chaos.WORKERS), "--max-tasks-per-worker", "500")
+        environment = {aftermath.MARKER: self._marker}
+        return self._start("app:broker", "release", *options, environment=environment)
+
+    async def play(self, seconds: float) -> list[dict[str, Any]]:
         """Returns what the clients know of their tasks."""
         storm = self._storm
         before = aftermath.descriptors(storm.supervisor.pid)
@@ -77,45 +94,45 @@ class Scene:
         assert not aftermath.lacking(supervisor)
         aftermath.settle(supervisor, PATIENCE)
         assert Client("app-broker").reload(wait=True)["ok"]
-        version: Any = AsyncKicker("release:version", client.broker, {})
+        version: Any = AsyncKicker("release:version", self._client.broker, {})
         tasks = [await version.kiq() for _ in range(20)]
         results = [await task.wait_result(timeout=PATIENCE) for task in tasks]
         assert {result.return_value for result in results} == {storm.release.number}
         self._load.end()
         aftermath.settle(supervisor, PATIENCE)
-        assert not aftermath.strangers(supervisor, marker)
+        assert not aftermath.strangers(supervisor, self._marker)
         aftermath.check_descriptors(supervisor.pid, before, PATIENCE)
         queue = supervisor.pool_status()["queue"]
         assert (queue["ready"], queue["leased"], queue["delayed"]) == (0, 0, 0)
         assert "in callback" not in supervisor.log.without_tasks
         assert supervisor.stop() == 0
-        assert not aftermath.marked(marker)
+        assert not aftermath.marked(self._marker)
         return [json.loads(line) for line in self._load.report.read_text().splitlines()]
 
     def end(self) -> None:
         self._load.kill()
 
-    def story(self, seed: str) -> str:
-        return "\n  ".join([f"CHAOS_SEED={seed}, what was done:", *self._storm.done])
+    def story(self) -> str:
+        return "\n  ".join(["what was done:", *self._storm.done])
 
 
 @pytest.fixture
 def scene(
-    supervise: Callable[..., "Supervisor"], workdir: Path, marker: str
-) -> Iterator[Callable[..., Scene]]:
-    scenes: list[Scene] = []
+    supervise: Callable[..., "Supervisor"], workdir: Path, client: Any, marker: str
+) -> Callable[..., AbstractContextManager[Scene]]:
+    """What fails in its context is told with the seed and what was done."""
 
-    def start(*options: str) -> "Supervisor":
-        arguments = ("app:broker", "release", "-w", str(chaos.WORKERS), *options)
-        return supervise(*arguments, environment={aftermath.MARKER: marker})
+    @contextmanager
+    def begin(seed: str, *, kills: bool) -> Iterator[Scene]:
+        one = Scene(supervise, client, workdir, marker, seed, kills=kills)
+        try:
+            yield one
+        except Exception as error:
+            raise AssertionError(f"{error}\nCHAOS_SEED={seed}, {one.story()}") from error
+        finally:
+            one.end()
 
-    def begin(seed: str, *options: str, kills: bool) -> Scene:
-        scenes.append(Scene(lambda: start(*options), workdir, seed, kills=kills))
-        return scenes[-1]
-
-    yield begin
-    for one in scenes:
-        one.end()
+    return begin
 
 
 @pytest.fixture
@@ -125,16 +142,10 @@ def marker() -> str:
 
 @pytest.mark.parametrize(("seconds", "seed"), STORMS)
 async def test_after_any_kills_the_pool_is_whole_and_every_task_ran(
-    scene: Callable[..., Scene],
-    client: Any,
-    ledger: "Ledger",
-    marker: str,
-    seconds: float,
-    seed: str,
+    scene: Callable[..., AbstractContextManager[Scene]], ledger: "Ledger", seconds: float, seed: str
 ) -> None:
-    storm = scene(seed, "--max-tasks-per-worker", "500", kills=True)
-    try:
-        report = await storm.play(client, seconds, marker)
+    with scene(seed, kills=True) as storm:
+        report = await storm.play(seconds)
         begun = ledger.counts("begun")
         for task in report:
             times = begun.get(str(task["number"]), 0)
@@ -149,22 +160,14 @@ async def test_after_any_kills_the_pool_is_whole_and_every_task_ran(
                 assert task["outcome"] in {good, "WorkerLostError"}, task
         lost = [task for task in report if task["outcome"] == "WorkerLostError"]
         assert len(lost) < len(report) / 10
-    except Exception as error:
-        raise AssertionError(f"{error}\n{storm.story(seed)}") from error
 
 
 @pytest.mark.parametrize(("seconds", "seed"), STORMS)
 async def test_without_kills_every_task_runs_exactly_once(
-    scene: Callable[..., Scene],
-    client: Any,
-    ledger: "Ledger",
-    marker: str,
-    seconds: float,
-    seed: str,
+    scene: Callable[..., AbstractContextManager[Scene]], ledger: "Ledger", seconds: float, seed: str
 ) -> None:
-    storm = scene(seed, "--max-tasks-per-worker", "500", kills=False)
-    try:
-        report = await storm.play(client, seconds, marker)
+    with scene(seed, kills=False) as storm:
+        report = await storm.play(seconds)
         # One that was draining already gives back what it runs when it gets a SIGTERM.
         given_back = {what for what, pid in ledger.entries("begun") if pid in storm.terminated}
         begun, done = ledger.counts("begun"), ledger.counts("done")
@@ -173,8 +176,6 @@ async def test_without_kills_every_task_runs_exactly_once(
             assert done.get(number) == 1, task
             assert begun[number] == 1 or number in given_back, task
             assert task["outcome"] == ("ValueError" if task["kind"] == "fail" else "value"), task
-    except Exception as error:
-        raise AssertionError(f"{error}\n{storm.story(seed)}") from error
 
 
 # --- what storms have found -----------------------------------------------------------------------
@@ -223,4 +224,32 @@ async def test_a_worker_that_comes_when_there_is_no_descriptor_for_it_is_nobodys
     assert not aftermath.strangers(supervisor, marker)
     task = await client.quick.kiq(1)
     assert (await task.wait_result(timeout=PATIENCE)).return_value == 1
+    assert supervisor.stop() == 0
+
+
+@pytest.mark.parametrize("broken", chaos.BROKEN[3:], ids=["raises", "dies"])
+async def test_a_zygote_that_came_back_with_broken_code_is_replaced_once_it_is_mended(
+    supervise: Callable[..., "Supervisor"], workdir: Path, client: Any, marker: str, broken: str
+) -> None:
+    """It can be loaded, a reload has refused it, and it lay there when the zygote was killed."""
+    release = chaos.Release(workdir)
+    supervisor = supervise(
+        "app:broker", "release", "-w", "2", environment={aftermath.MARKER: marker}
+    ).wait_ready()
+    release.publish(broken)
+    assert not Client("app-broker").reload(wait=True)["ok"]
+    (zygote,) = {process.pid for process in supervisor.tree()} - {
+        supervisor.pid,
+        *supervisor.worker_pids(),
+    }
+    os.kill(zygote, signal.SIGKILL)
+    supervisor.log.wait_for("zygote=1 killed by SIGKILL")
+    for pid in supervisor.worker_pids():
+        os.kill(pid, signal.SIGKILL)
+    supervisor.log.wait_for(r"zygote=\d+ failed: its workers do not get ready")
+    release.publish()
+    aftermath.settle(supervisor, PATIENCE)
+    version: Any = AsyncKicker("release:version", client.broker, {})
+    result = await (await version.kiq()).wait_result(timeout=PATIENCE)
+    assert result.return_value == release.number
     assert supervisor.stop() == 0

@@ -117,6 +117,62 @@ def test_code_that_broke_since_the_start_is_tried_again_with_backoff_and_said_in
     assert world.pool.zygote.error is None
 
 
+def stillborn(world: World) -> None:
+    """The next worker that was asked for kills itself while it starts."""
+    process = world.fork(*world.asked[0])
+    world.answer_fork(process)
+    process.exit = KILLED
+    world.report_exit(process)
+
+
+def test_a_zygote_that_died_and_came_back_with_code_that_does_not_start_is_replaced_too() -> None:
+    """It has imported what lay there by then, and so will the next one."""
+    world = running_world(workers=2)
+    world.zygote_exits(KILLED)
+    play(world, stubborn=False, until=lambda w: w.pool.zygote.state is ZygoteState.READY)
+    crash(world)
+    stillborn(world)
+    assert not world.zygote_told
+    next_deadline(world)
+    stillborn(world)
+    assert world.zygote_told == ["end"]
+    world.zygote_exits(ExitStatus(code=0))
+    report = world.reports[-1]
+    assert report.what is m.Happening.ZYGOTE_FAILED
+    assert "do not get ready (killed by SIGKILL before it was ready)" in report.detail
+    assert report.delay == 0.05  # the second failure in a row
+    play(world, stubborn=False, until=is_up)
+    assert world.zygote == 3
+    assert world.pool.zygote.error is None
+
+
+def test_code_that_was_ready_once_is_not_imported_again_for_what_its_workers_die_of() -> None:
+    first, again = running_world(workers=2), running_world(workers=2)
+    again.zygote_exits(KILLED)
+    crash(again)
+    play(again, stubborn=False, until=is_up)
+    for world in first, again:
+        crash(world)
+        for _ in range(4):
+            if not world.asked:
+                next_deadline(world)
+            stillborn(world)
+        assert world.zygote is not None
+        assert not world.zygote_told
+
+
+def test_workers_that_import_for_themselves_need_no_other_zygote() -> None:
+    world = running_world(workers=2, preload=False)
+    world.zygote_exits(KILLED)
+    play(world, stubborn=False, until=lambda w: w.pool.zygote.state is ZygoteState.READY)
+    crash(world)
+    for _ in range(4):
+        if not world.asked:
+            next_deadline(world)
+        stillborn(world)
+    assert not world.zygote_told
+
+
 def test_a_killed_worker_is_buried_before_its_successor_is_forked() -> None:
     world = running_world()
     crash(world)

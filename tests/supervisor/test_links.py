@@ -76,7 +76,7 @@ async def test_a_descriptor_travels_with_its_message_and_is_closed_here() -> Non
     ends = Ends()
     reading, writing = os.pipe()
     assert ends.channel.send({"op": "fork"}, (writing,))
-    data, fds = receive(ends.theirs)
+    data, fds, _ = receive(ends.theirs)
     assert LineDecoder().feed(data) == [{"op": "fork"}]
     os.write(fds[0], b"x")
     os.close(fds[0])
@@ -99,7 +99,7 @@ async def test_more_than_the_other_side_takes_is_kept_and_sent_when_it_does() ->
     numbers: list[int] = []
     descriptors: list[int] = []
     while len(numbers) < 21:
-        data, fds = await asyncio.to_thread(receive, ends.theirs)
+        data, fds, _ = await asyncio.to_thread(receive, ends.theirs)
         descriptors += fds
         numbers += [message["n"] for message in decoder.feed(data)]
     assert numbers == list(range(21))

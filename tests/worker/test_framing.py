@@ -1,6 +1,7 @@
 """Messages survive being cut into pieces, and descriptors arrive beside their lines."""
 
 import os
+import resource
 import socket
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_descriptors_arrive_in_the_order_of_their_lines() -> None:
         lines: list[dict[str, Any]] = []
         fds: list[int] = []
         while len(lines) < 4:
-            data, new = receive(theirs)
+            data, new, _ = receive(theirs)
             lines += decoder.feed(data)
             fds += new
         assert [line["number"] for line in lines] == [-1, 0, 1, 2]
@@ -70,6 +71,25 @@ def test_descriptors_arrive_in_the_order_of_their_lines() -> None:
             assert os.read(fd, 10) == str(writing).encode()
             assert not os.get_inheritable(fd)
         ours.close()
-        assert receive(theirs) == (b"", [])
+        assert receive(theirs) == (b"", [], False)
     for fd in (*fds, *(fd for pipe in pipes for fd in pipe)):
+        os.close(fd)
+
+
+def test_descriptors_that_find_no_room_are_told_of_and_the_line_arrives() -> None:
+    ours, theirs = socket.socketpair()
+    reading, writing = os.pipe()
+    with ours, theirs:
+        socket.send_fds(ours, [encode({"number": 1})], [reading, reading, writing])
+        lowest = os.dup(reading)
+        os.close(lowest)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 1, hard))
+        try:
+            data, fds, truncated = receive(theirs)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert LineDecoder().feed(data) == [{"number": 1}]
+        assert (fds, truncated) == ([lowest], True)
+    for fd in (*fds, reading, writing):
         os.close(fd)

@@ -1,5 +1,6 @@
 """The zygote imports once and forks workers, which are the supervisor's children."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from tests.e2e.chaos import starving
+from tests.e2e.chaos_aftermath import descriptors
 
 if TYPE_CHECKING:
     from tests.worker.conftest import Nursery
@@ -206,6 +209,25 @@ def test_an_order_that_is_none_ends_it_with_a_line_in_the_log(nursery: Start) ->
     send(zygote.socket, {"op": "dance"})
     assert zygote.process.wait(20) == 1
     assert "an order 'dance', which is unknown here" in zygote.log
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2])
+def test_without_room_for_the_descriptors_of_an_order_it_fails_and_the_next_ones_get_theirs(
+    nursery: Start, spare: int
+) -> None:
+    zygote = nursery(APP)
+    zygote.load()
+    before = descriptors(zygote.process.pid)
+    with starving(zygote.process.pid, spare):
+        refused = zygote.ask(0)
+        answer = zygote.next()
+    refused.close()
+    assert (answer["op"], answer["slot"], answer["generation"]) == ("fork_failed", 0, 1)
+    assert answer["errno"] == errno.EMFILE
+    assert f"{spare} of 3 descriptors" in answer["message"]
+    assert descriptors(zygote.process.pid) == before
+    for slot in (1, 2):
+        zygote.fork(slot).wait_ready()
 
 
 def test_a_worker_that_cannot_begin_says_why(nursery: Start) -> None:
