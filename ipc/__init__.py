@@ -11,6 +11,7 @@ from taskiq_supervise.ipc._core import guard_parent
 from taskiq_supervise.ipc.aio import AsyncTaskQueue
 from taskiq_supervise.ipc.board import Board, BoardWriter, RunningTask, WorkerView
 from taskiq_supervise.ipc.errors import (
+    AlreadyAccepted,
     FilesFull,
     LeaseExpired,
     LeaseLost,
@@ -44,6 +45,7 @@ from taskiq_supervise.ipc.segment import QUEUE_DIRECTORY_VARIABLE, default_base_
 __all__ = [
     "DEFAULT_PRIORITY",
     "QUEUE_DIRECTORY_VARIABLE",
+    "AlreadyAccepted",
     "AsyncTaskQueue",
     "Board",
     "BoardWriter",

@@ -8,6 +8,8 @@ MAX_SLOTS: Final[int]
 ENDED: Final[int]  # of answer()
 NEWS: Final[int]
 MAX_PARTICIPANTS: Final[int]
+MAX_SENDERS: Final[int]  # that are remembered; fewer where there are fewer slots
+SENDER_ID: Final[int]  # bytes
 
 _Ticket = TypeVar("_Ticket", bound=tuple[int, int, str])
 
@@ -78,16 +80,24 @@ class Core:
     def explain(self, index: int, /) -> None: ...
     def put(
         self, me: int, task_id: str, payload: Buffer, form: int, size: int, lane: int,
-        max_deliveries: int, privileged: bool, due_ns: int, expires_ns: int, /,
+        max_deliveries: int, privileged: bool, due_ns: int, expires_ns: int,
+        sender: bytes = ..., number: int = ..., /,
     ) -> tuple[int, int, int, int]:  # fmt: skip
-        """slot, generation, sleeper to ring (0: none), whether to ring the custodian."""
+        """slot, generation, sleeper to ring (0: none), whether to ring the custodian.
+
+        sender, number: both or none; the number has to be above last_from().
+        """
+    def last_from(self, sender: bytes, /) -> int:
+        """Its highest number that was put; 0: none is remembered."""
     def reserve(
         self, me: int, task_id: str, payload: Buffer, form: int, size: int, lane: int,
         max_deliveries: int, privileged: bool, due_ns: int, expires_ns: int, /,
     ) -> tuple[int, int]:  # fmt: skip
         """slot, word of a message that is visible to nobody until commit() or give_up()."""
-    def commit(self, me: int, slot: int, word: int, /) -> tuple[int, int]:
-        """Sleeper to ring (0: none), whether to ring the custodian."""
+    def commit(
+        self, me: int, slot: int, word: int, sender: bytes = ..., number: int = ..., /
+    ) -> tuple[int, int]:
+        """Sleeper to ring (0: none), whether to ring the custodian. Sender: as put()."""
     def give_up(self, me: int, slot: int, word: int, /) -> None: ...
     def put_many(
         self, me: int, messages: list[tuple[str, Buffer]], lane: int, max_deliveries: int,

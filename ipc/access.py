@@ -223,9 +223,9 @@ def make_folder(path: Path, mode: int, gid: int | None = None) -> None:
         temporary = path.with_name(f"{_MAKING}{path.name}-{os.urandom(4).hex()}")
         temporary.mkdir(0o700)
         try:
-            if gid is not None:
+            if gid not in (None, temporary.stat().st_gid):
                 os.chown(temporary, -1, gid)
-            temporary.chmod(mode)
+            _set_mode(temporary, mode, gid)
             _rename_to_new(temporary, path)
         except FileNotFoundError:  # taken for one that was left
             continue
@@ -234,6 +234,23 @@ def make_folder(path: Path, mode: int, gid: int | None = None) -> None:
                 temporary.rmdir()
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not os.path.lexists(path):
                 raise
+
+
+def _set_mode(folder: Path, mode: int, gid: int | None) -> None:
+    """Of a new folder. A service with systemd's RestrictSUIDSGID= may not ask for the setgid bit,
+    but a folder still gets it, and its group, from the one that it is made in."""
+    try:
+        folder.chmod(mode)
+    except PermissionError:
+        folder.rmdir()
+        umask = os.umask(0o777 & ~mode)
+        try:
+            folder.mkdir(mode & 0o777)
+        finally:
+            os.umask(umask)
+        made = folder.stat()
+        if stat.S_IMODE(made.st_mode) != mode or gid not in (None, made.st_gid):
+            raise
 
 
 def _rename_to_new(old: Path, new: Path) -> None:

@@ -11,17 +11,19 @@ that tells of it.
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, TypeVar
 
 from taskiq_supervise.ipc._core import ENDED, NEWS
 from taskiq_supervise.ipc.custodian import Custodian
-from taskiq_supervise.ipc.errors import LeaseLost, QueueFull
+from taskiq_supervise.ipc.errors import LeaseLost, QueueFull, UnknownTask
 from taskiq_supervise.ipc.line import Line
 from taskiq_supervise.ipc.model import DEFAULT_PRIORITY
 from taskiq_supervise.ipc.waits import SWEEP, OutcomeWaits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
+    from pathlib import Path
 
     from typing_extensions import Buffer
 
@@ -97,6 +99,15 @@ class AsyncTaskQueue:
             self._loop = None
         self.queue.close()
 
+    @property
+    def directory(self) -> Path:
+        """The queue's folder."""
+        return self.queue.directory
+
+    def explain_end(self) -> None:
+        """TaskQueue.explain() of this process."""
+        self.queue.explain(os.getpid())
+
     # ---- putting ----
 
     async def put(
@@ -109,6 +120,7 @@ class AsyncTaskQueue:
         due: float | None = None,
         expires: float | None = None,
         max_deliveries: int = 0,
+        sender: tuple[bytes, int] | None = None,
         timeout: float | None = None,
     ) -> Ticket:
         """TaskQueue.put(), waiting while the queue is full.
@@ -123,7 +135,7 @@ class AsyncTaskQueue:
         def attempt() -> Ticket:
             return self.queue.put(
                 task_id, payload, buffers=buffers, priority=priority, due=due, expires=expires,
-                max_deliveries=max_deliveries,
+                max_deliveries=max_deliveries, sender=sender,
             )  # fmt: skip
 
         loop = self._running()
@@ -161,6 +173,10 @@ class AsyncTaskQueue:
         if self._passing is None:
             self._passing = loop.call_later(PATIENCE, self._pass_on)
         return tickets
+
+    async def acknowledge(self, lease: Lease) -> None:
+        """Lease.ack()."""
+        lease.ack()
 
     async def complete(
         self,
@@ -329,6 +345,25 @@ class AsyncTaskQueue:
         """
         self._running()
         return await self._waits.wait(task, timeout)
+
+    async def look(self, task: str | Ticket) -> Outcome | None:
+        """TaskQueue.outcome()."""
+        return self.queue.outcome(task)
+
+    def is_over(self, task_id: str) -> bool:
+        """It has ended, or left the queue."""
+        try:
+            return self.queue.outcome(task_id) is not None
+        except UnknownTask:
+            return True
+
+    async def acknowledged(self, ticket: Ticket) -> None:
+        """Wait until this very message was acknowledged, or has ended, one way or the other.
+
+        An end wakes at once, an acknowledgement before it is seen within a second.
+        """
+        self._running()
+        await self._waits.acknowledged(ticket)
 
     # ---- the doorbell ----
 

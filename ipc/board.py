@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 _MAGIC = b"TSQBOARD"
 _HEADER = struct.Struct("<8sIIII")  # magic, version, seats, tasks per seat, bytes of a section
 _SEATS = 3  # its place in the header, in units of 4 bytes
-_PID, _GENERATION, _IN_FLIGHT, _HEARTBEAT, _DONE, _FAILED = range(6)  # words of a section's head
+# words of a section's head
+_PID, _GENERATION, _IN_FLIGHT, _HEARTBEAT, _DONE, _FAILED, _RECEIVED = range(7)
 _CHECKSUM = struct.Struct("<I")  # of the rest of the entry
 # attempt (0: free), started, deadline (infinite: none), bytes of id, bytes of name
 _ENTRY = struct.Struct("<IddHH")
@@ -62,7 +63,12 @@ class RunningTask:
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """What one worker's section says. heartbeat: monotonic seconds of its loop's last beat."""
+    """What one worker's section says.
+
+    Attributes:
+        heartbeat: monotonic seconds of its loop's last beat.
+        received: messages that it has put into the queue; a listener's, which runs no tasks.
+    """
 
     pid: int
     generation: int
@@ -71,6 +77,7 @@ class WorkerView:
     failed: int
     in_flight: int
     running: tuple[RunningTask, ...]
+    received: int = 0
 
 
 class Board:
@@ -164,8 +171,10 @@ class Board:
             task = self._read_entry(start + _HEAD_SIZE + index * _ENTRY_SIZE)
             if task is not None:
                 running.append(task)
-        heartbeat = self._times[word + _HEARTBEAT]
-        return WorkerView(pid, generation, heartbeat, done, failed, in_flight, tuple(running))
+        heartbeat, received = self._times[word + _HEARTBEAT], self._words[word + _RECEIVED]
+        return WorkerView(
+            pid, generation, heartbeat, done, failed, in_flight, tuple(running), received
+        )
 
     def _read_entry(self, at: int) -> RunningTask | None:
         if not self._words[at // _WORD]:  # checksum and attempt: free
@@ -230,6 +239,7 @@ class BoardWriter:
         self._set(_IN_FLIGHT, 0)
         self._set(_DONE, 0)
         self._set(_FAILED, 0)
+        self._set(_RECEIVED, 0)
         self.beat()
         self._set(_GENERATION, generation)
         self._set(_PID, pid)
@@ -268,6 +278,10 @@ class BoardWriter:
         self._failed += failed
         self._set(_IN_FLIGHT, self._in_flight)
         self._set(_FAILED if failed else _DONE, self._failed if failed else self._done)
+
+    def say_received(self, messages: int) -> None:
+        """So many messages were put into the queue."""
+        self._set(_RECEIVED, messages)
 
     def beat(self) -> None:
         """The event loop turns."""

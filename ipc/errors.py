@@ -14,6 +14,10 @@ class QueueFull(QueueError):
     """No free slot, or no free block for the payload."""
 
 
+class AlreadyAccepted(QueueError):
+    """The sender's message with this number, or a later one, is in the queue or was."""
+
+
 class FilesFull(QueueFull):
     """No room for the payload's file: the file system is full, or a quota or limit is reached."""
 

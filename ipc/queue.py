@@ -10,9 +10,10 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from taskiq_supervise.ipc._core import LANES, MAX_ID
+from taskiq_supervise.ipc._core import LANES, MAX_ID, SENDER_ID
 from taskiq_supervise.ipc.access import Access
 from taskiq_supervise.ipc.errors import (
+    AlreadyAccepted,
     LeaseLost,
     QueueError,
     SegmentError,
@@ -127,6 +128,7 @@ class TaskQueue(Storage):
         due: float | None = None,
         expires: float | None = None,
         max_deliveries: int = 0,
+        sender: tuple[bytes, int] | None = None,
     ) -> Ticket:
         """Add a message; when this returns it is in the queue, whatever dies afterwards.
 
@@ -138,22 +140,46 @@ class TaskQueue(Storage):
             expires: not started after; Unix time in seconds.
             max_deliveries: starts in all before it is dead-lettered; more than 255 count as 255,
                 0 is the queue's default.
+            sender: who numbers its messages (16 bytes), and this one's number, 1 …; see
+                last_from(). Those of one sender one after the other.
 
         Raises:
             QueueFull: no room now. QueueError: an argument makes no sense.
+            AlreadyAccepted: the number is not above last_from(sender).
         """
         if not 0 < len(task_id) <= MAX_ID // 4 or not 0 <= priority < LANES:
             _check(task_id, priority)
+        if sender is not None:
+            self._check_new(*sender)
         due_ns = 0 if due is None else _nanoseconds(due)
         expires_ns = 0 if expires is None else _nanoseconds(expires)
         slot, generation, sleeper, is_news = self._store(
-            task_id, payload, buffers, priority, max_deliveries, due_ns, expires_ns
+            task_id, payload, buffers, priority, max_deliveries, due_ns, expires_ns, sender
         )
         if sleeper:
             self._ringer.ring(sleeper)
         if is_news:
             self.ring_custodian()
         return Ticket(slot, generation, task_id)
+
+    def last_from(self, sender: bytes) -> int:
+        """The highest number of this sender that was put, by this process or one that has died,
+        at whatever moment; 0: none is remembered.
+
+        As many senders are remembered as there are slots, 1,024 at most: those that were asked
+        for or put last. This, and put() with a sender, are for one process at a time, whoever
+        keeps the others away; the next one may begin when it has died or is done.
+        """
+        if len(sender) != SENDER_ID:
+            raise QueueError(f"sender of {len(sender)} bytes: use {SENDER_ID}")
+        return self.core.last_from(sender)
+
+    def _check_new(self, sender: bytes, number: int) -> None:
+        if not 0 < number < 1 << 64:
+            raise QueueError(f"number {number} of a message: use 1 to 2**64 - 1")
+        last = self.last_from(sender)
+        if number <= last:
+            raise AlreadyAccepted(f"message {number}: its sender's are accepted up to {last}")
 
     def put_many(
         self,

@@ -60,6 +60,7 @@ class Storage(Inspection):
         max_deliveries: int,
         due_ns: int,
         expires_ns: int,
+        sender: tuple[bytes, int] | None,
     ) -> tuple[int, int, int, int]:
         """Slot, generation, sleeper to ring, whether to ring the custodian."""
         checked = self._checked
@@ -67,7 +68,9 @@ class Storage(Inspection):
         more = (priority, max_deliveries, self.is_privileged, due_ns, expires_ns)
         if not outside:
             try:
-                return self.core.put(self.participant, task_id, stored, form, size, *more)
+                if sender is None:
+                    return self.core.put(self.participant, task_id, stored, form, size, *more)
+                return self.core.put(self.participant, task_id, stored, form, size, *more, *sender)
             except QueueFull:
                 if not _is_worth_a_file(size, buffers):
                     raise
@@ -80,7 +83,7 @@ class Storage(Inspection):
         except BaseException:
             self.core.give_up(self.participant, slot, word)
             raise
-        return slot, generation, *self.core.commit(self.participant, slot, word)
+        return slot, generation, *self.core.commit(self.participant, slot, word, *(sender or ()))
 
     def _store_result(
         self, slot: int, word: int, result: Buffer, buffers: Sequence[Buffer]

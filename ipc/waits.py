@@ -6,13 +6,21 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from taskiq_supervise.ipc.errors import UnknownTask
-from taskiq_supervise.ipc.model import Outcome, OutcomeKind, Ticket
+from taskiq_supervise.ipc.model import MessageState, Outcome, OutcomeKind, Ticket
+from taskiq_supervise.ipc.word import generation_of, state_of
 
 if TYPE_CHECKING:
     from taskiq_supervise.ipc.queue import TaskQueue
 
 SWEEP = 1.0
 """Seconds between looks at what is waited for, in case nobody rang."""
+
+_NOT_ACKNOWLEDGED = (
+    MessageState.READY,
+    MessageState.DELAYED,
+    MessageState.LEASED,
+    MessageState.RUNNING,
+)
 
 
 class OutcomeWaits:
@@ -36,25 +44,40 @@ class OutcomeWaits:
             return outcome
         deadline = None if timeout is None else loop.time() + timeout
         while outcome is None:
-            future: asyncio.Future[None] = loop.create_future()
-            self._waiters.setdefault(ticket.slot, set()).add(future)
-            timer = None if deadline is None else loop.call_at(deadline, _time_out, future)
-            if self._sweeping is None:
-                self._sweeping = loop.call_later(SWEEP, self._sweep)
-            try:
-                # Between the look and the registration nothing of this thread ran but this code;
-                # a ring in between is still in the doorbell.
-                await future
-            except (TimeoutError, asyncio.CancelledError):
-                self._forget(ticket.slot, future)
-                self._unwatch(ticket)
-                raise
-            finally:
-                if timer is not None:
-                    timer.cancel()
-                self._forget(ticket.slot, future)
+            await self._until_rung(ticket, deadline)
             ticket, outcome = self._look(ticket)
         return outcome
+
+    async def acknowledged(self, ticket: Ticket) -> None:
+        """See AsyncTaskQueue.acknowledged()."""
+        while True:
+            self._core.watch(self._me, ticket.slot)
+            word = self._core.word(ticket.slot)
+            waits = state_of(word) in _NOT_ACKNOWLEDGED
+            if generation_of(word) != ticket.generation or not waits:
+                self._unwatch(ticket)
+                return
+            await self._until_rung(ticket, None)
+
+    async def _until_rung(self, ticket: Ticket, deadline: float | None) -> None:
+        loop = self._loop
+        future: asyncio.Future[None] = loop.create_future()
+        self._waiters.setdefault(ticket.slot, set()).add(future)
+        timer = None if deadline is None else loop.call_at(deadline, _time_out, future)
+        if self._sweeping is None:
+            self._sweeping = loop.call_later(SWEEP, self._sweep)
+        try:
+            # Between the look and the registration nothing of this thread ran but this code;
+            # a ring in between is still in the doorbell.
+            await future
+        except (TimeoutError, asyncio.CancelledError):
+            self._forget(ticket.slot, future)
+            self._unwatch(ticket)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._forget(ticket.slot, future)
 
     def _look(self, ticket: Ticket) -> tuple[Ticket, Outcome | None]:
         """Watch, then look. Follows the id when its message has left the slot."""

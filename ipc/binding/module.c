@@ -90,6 +90,8 @@ PyMODINIT_FUNC PyInit__core(void) {
         PyModule_AddIntConstant(mod, "ENDED", ENDED) ||
         PyModule_AddIntConstant(mod, "NEWS", NEWS) || PyModule_AddIntConstant(mod, "LANES", TSQ_LANES) || PyModule_AddIntConstant(mod, "MAX_ID", TSQ_MAX_ID) ||
         PyModule_AddIntConstant(mod, "MAX_SLOTS", TSQ_MAX_SLOTS) ||
+        PyModule_AddIntConstant(mod, "MAX_SENDERS", TSQ_MAX_SENDERS) ||
+        PyModule_AddIntConstant(mod, "SENDER_ID", TSQ_SENDER_ID) ||
         PyModule_AddIntConstant(mod, "MAX_PARTICIPANTS", TSQ_MAX_PARTICIPANTS)) {
         Py_DECREF(mod);
         return NULL;

@@ -1,6 +1,8 @@
 /* Putting messages. */
 #include "binding.h"
 
+#include <string.h>
+
 static int as_id(PyObject *v, tsq_message *m) {
     Py_ssize_t n;
     m->id = PyUnicode_AsUTF8AndSize(v, &n);
@@ -10,8 +12,9 @@ static int as_id(PyObject *v, tsq_message *m) {
 
 /* me, id, payload, format, size, lane, max_deliveries, privileged, due, expires. The buffer has to be
  * released where this returns 1. */
-static int as_message(const Core *self, fast_args args, Py_ssize_t n, uint32_t *me, tsq_message *m, Py_buffer *payload) {
-    if (!want(n, 10) || !as_index(self, args[0], me) || !as_id(args[1], m) || !as_u32(args[3], &m->format) ||
+#define MESSAGE_ARGS 10
+static int as_message(const Core *self, fast_args args, uint32_t *me, tsq_message *m, Py_buffer *payload) {
+    if (!as_index(self, args[0], me) || !as_id(args[1], m) || !as_u32(args[3], &m->format) ||
         !as_u64(args[4], &m->size) || !as_u32(args[5], &m->lane) || !as_u32(args[6], &m->max_deliveries) ||
         !as_u32(args[7], &m->privileged) || !as_u64(args[8], &m->due_ns) || !as_u64(args[9], &m->expires_ns))
         return 0;
@@ -23,15 +26,40 @@ static int as_message(const Core *self, fast_args args, Py_ssize_t n, uint32_t *
     return 1;
 }
 
+static int as_sender_id(PyObject *v, uint8_t out[TSQ_SENDER_ID]) {
+    if (!PyBytes_Check(v) || PyBytes_GET_SIZE(v) != TSQ_SENDER_ID) {
+        PyErr_Format(PyExc_ValueError, "a sender is %u bytes", TSQ_SENDER_ID);
+        return 0;
+    }
+    memcpy(out, PyBytes_AS_STRING(v), TSQ_SENDER_ID);
+    return 1;
+}
+
+/* After the first `from` arguments: none, or a sender's id and number. */
+static int as_sender(Core *self, fast_args args, Py_ssize_t n, Py_ssize_t from, tsq_sender *out, int *given) {
+    *given = n == from + 2;
+    if (!is_open(self) || !want(n, *given ? from + 2 : from)) return 0;
+    return !*given || (as_sender_id(args[from], out->id) && as_u64(args[from + 1], &out->number));
+}
+
+static PyObject *core_last_from(Core *self, PyObject *v) {
+    uint8_t id[TSQ_SENDER_ID];
+    if (!is_open(self) || !as_sender_id(v, id)) return NULL;
+    return PyLong_FromUnsignedLongLong(tsq_last_from(&self->q, id));
+}
+
 static PyObject *core_put(Core *self, fast_args args, Py_ssize_t n) {
     uint32_t me;
     tsq_message m;
     Py_buffer payload;
+    tsq_sender from;
     tsq_lease out;
     tsq_call call;
-    int rc;
-    if (!as_message(self, args, n, &me, &m, &payload)) return NULL;
-    WITHOUT_GIL_IF(payload.len >= RELEASE_GIL_FROM, rc = tsq_put(&self->q, me, &m, &out, &call));
+    int rc, has_sender;
+    if (!as_sender(self, args, n, MESSAGE_ARGS, &from, &has_sender) || !as_message(self, args, &me, &m, &payload))
+        return NULL;
+    WITHOUT_GIL_IF(payload.len >= RELEASE_GIL_FROM, rc = has_sender ? tsq_put_from(&self->q, me, &m, &from, &out, &call)
+                                                                    : tsq_put(&self->q, me, &m, &out, &call));
     PyBuffer_Release(&payload);
     if (rc) return fail(rc);
     return Py_BuildValue("IKII", out.slot, (unsigned long long)tsq_gen_of(out.word), call.sleeper, call.due);
@@ -43,15 +71,16 @@ static PyObject *core_reserve(Core *self, fast_args args, Py_ssize_t n) {
     Py_buffer payload;
     tsq_lease out;
     int rc;
-    if (!as_message(self, args, n, &me, &m, &payload)) return NULL;
+    if (!want(n, MESSAGE_ARGS) || !as_message(self, args, &me, &m, &payload)) return NULL;
     WITHOUT_GIL_IF(payload.len >= RELEASE_GIL_FROM, rc = tsq_reserve(&self->q, me, &m, &out));
     PyBuffer_Release(&payload);
     if (rc) return fail(rc);
     return Py_BuildValue("IK", out.slot, (unsigned long long)out.word);
 }
 
-static int as_reserved(const Core *self, fast_args args, Py_ssize_t n, uint32_t *me, tsq_lease *lease) {
-    if (!want(n, 3) || !as_index(self, args[0], me) || !as_u32(args[1], &lease->slot) || !as_u64(args[2], &lease->word))
+#define RESERVED_ARGS 3
+static int as_reserved(const Core *self, fast_args args, uint32_t *me, tsq_lease *lease) {
+    if (!as_index(self, args[0], me) || !as_u32(args[1], &lease->slot) || !as_u64(args[2], &lease->word))
         return 0;
     if (lease->slot < self->q.geo.slots && tsq_state_of(lease->word) == TSQ_WRITING) return 1;
     (void)fail(TSQ_BAD_ARGUMENT);
@@ -60,17 +89,21 @@ static int as_reserved(const Core *self, fast_args args, Py_ssize_t n, uint32_t 
 
 static PyObject *core_commit(Core *self, fast_args args, Py_ssize_t n) {
     uint32_t me;
+    tsq_sender from;
     tsq_lease lease;
     tsq_call call;
-    if (!as_reserved(self, args, n, &me, &lease)) return NULL;
-    tsq_commit(&self->q, me, &lease, &call);
+    int has_sender;
+    if (!as_sender(self, args, n, RESERVED_ARGS, &from, &has_sender) || !as_reserved(self, args, &me, &lease))
+        return NULL;
+    if (has_sender) tsq_commit_from(&self->q, me, &lease, &from, &call);
+    else tsq_commit(&self->q, me, &lease, &call);
     return Py_BuildValue("II", call.sleeper, call.due);
 }
 
 static PyObject *core_give_up(Core *self, fast_args args, Py_ssize_t n) {
     uint32_t me;
     tsq_lease lease;
-    if (!as_reserved(self, args, n, &me, &lease)) return NULL;
+    if (!want(n, RESERVED_ARGS) || !as_reserved(self, args, &me, &lease)) return NULL;
     tsq_give_up(&self->q, me, &lease);
     Py_RETURN_NONE;
 }
@@ -169,4 +202,4 @@ static PyObject *core_put_many(Core *self, fast_args args, Py_ssize_t n) {
 }
 
 PyMethodDef put_methods[] = {METHOD(put, METH_FASTCALL), METHOD(reserve, METH_FASTCALL), METHOD(commit, METH_FASTCALL),
-                             METHOD(give_up, METH_FASTCALL), METHOD(put_many, METH_FASTCALL), END_OF_METHODS};
+                             METHOD(give_up, METH_FASTCALL), METHOD(put_many, METH_FASTCALL), METHOD(last_from, METH_O), END_OF_METHODS};

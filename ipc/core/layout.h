@@ -10,7 +10,7 @@
 #include "tsq.h"
 
 #define TSQ_MAGIC UINT64_C(0x31474553515354) /* "TSQSEG1" */
-#define TSQ_VERSION 3u
+#define TSQ_VERSION 4u
 #define TSQ_ARCH (UINT32_C(0x01020304) ^ ((uint32_t)sizeof(void *) << 28))
 
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "64-bit atomics must be lock-free to be shared");
@@ -90,6 +90,24 @@ typedef struct {
 
 _Static_assert(sizeof(participant) == 64, "one line each");
 
+/* One that numbers its messages; see sender.c. Only who puts with senders writes these, and `pending`
+ * together with a repair. */
+typedef struct {
+    tsq_au64 id[2];
+    tsq_au64 last; /* the highest number that was accepted, 0: nobody's entry */
+    tsq_au64 used; /* of `uses`, when it was last in use */
+} sender;
+
+_Static_assert(sizeof(sender) == TSQ_SENDER_ID + 16, "an id is two words");
+
+typedef struct {
+    tsq_au64 pending; /* generation:40 | slot:18 of the message that is being committed, 0: none */
+    tsq_au64 number;  /* of that message */
+    tsq_au64 entry;   /* of its sender */
+    tsq_au64 uses;    /* so far */
+    _Alignas(128) sender of[];
+} sender_book;
+
 static inline header *head_of(const tsq *q) { return (header *)(void *)q->base; }
 static inline ring_ends *ring_at(const tsq *q, unsigned r) {
     return (ring_ends *)(void *)(q->base + q->at.rings) + r;
@@ -109,6 +127,7 @@ static inline tsq_au64 *bitmap(const tsq *q, uint64_t off) { return (tsq_au64 *)
 static inline tsq_au64 *completions_of(const tsq *q, uint32_t i) {
     return bitmap(q, q->at.completions) + (uint64_t)i * (q->geo.slots / 64u);
 }
+static inline sender_book *senders(const tsq *q) { return (sender_book *)(void *)(q->base + q->at.senders); }
 static inline int participant_live(const tsq *q, uint32_t i) {
     return (int)(atomic_load_explicit(&participant_at(q, i)->word, memory_order_acquire) >> 63);
 }
@@ -172,6 +191,10 @@ int waits_until_due(const tsq *q, uint32_t slot_index, uint64_t now_ns);
 /* overdue.c */
 int is_overdue(const tsq *q, uint32_t slot_index, uint64_t w);
 void forget_overdue(tsq *q, uint32_t slot_index, uint64_t w);
+
+/* sender.c */
+uint32_t sender_count(const tsq_geometry *geo);
+void sending_failed(tsq *q, uint32_t slot_index, uint64_t generation);
 
 /* salvage.c */
 uint32_t message_checksum(const tsq_message *m);

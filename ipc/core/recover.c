@@ -79,6 +79,7 @@ static void repair_writing(repair *r, uint32_t i, uint64_t w) {
     uint64_t ref = atomic_load_explicit(&slot_at(r->q, i)->ref, memory_order_acquire);
     /* It died while it took over a slot whose outcome was to be forgotten. */
     if (ref_gen(ref) != (uint32_t)tsq_gen_of(w)) result_drop(r->q, r->me, i, ref);
+    sending_failed(r->q, i, tsq_gen_of(w));
     if (change(r, i, w, tsq_word(TSQ_FREE, r->me, 0, tsq_gen_of(w)))) (void)ring_put(r->q, RING_FREE, i, 0);
 }
 

@@ -21,6 +21,8 @@ static uint64_t layout_hash(void) {
     h = mix(h, offsetof(slot, checksum));
     h = mix(h, sizeof(participant));
     h = mix(h, offsetof(participant, armed));
+    h = mix(h, sizeof(sender));
+    h = mix(h, offsetof(sender_book, of));
     h = mix(h, sizeof(ring_ends));
     h = mix(h, TSQ_MAX_RINGS);
     return h;
@@ -74,6 +76,7 @@ int tsq_layout_of(const tsq_geometry *g, tsq_layout *at) {
     at->participants = place(&end, (uint64_t)g->participants * sizeof(participant));
     at->completions = place(&end, (uint64_t)g->participants * (g->slots / 8));
     at->hashes = place(&end, (uint64_t)g->slots * 8);
+    at->senders = place(&end, sizeof(sender_book) + sender_count(g) * sizeof(sender));
     at->stride = sizeof(slot) + g->inline_size;
     at->slots = place(&end, g->slots * at->stride);
     for (uint32_t c = 0; c < g->classes; c++) {

@@ -20,6 +20,8 @@
 #define TSQ_MAX_PARTICIPANTS 4096u /* index 0 means nobody */
 #define TSQ_MAX_SLOTS (1u << 18)
 #define TSQ_MAX_ID 200u
+#define TSQ_SENDER_ID 16u /* bytes */
+#define TSQ_MAX_SENDERS 1024u
 #define TSQ_LANES 10u /* priorities 0 … 9, higher ones first */
 #define TSQ_MAX_RINGS (6u + TSQ_LANES + TSQ_MAX_CLASSES)
 #define TSQ_WAKE_WORDS (TSQ_MAX_PARTICIPANTS / 64u)
@@ -83,7 +85,7 @@ typedef struct {
     uint64_t total;
     uint64_t rings, ring_cells[TSQ_MAX_RINGS];
     uint64_t ring_size[TSQ_MAX_RINGS];
-    uint64_t sleeping, empty, waiting, participants, completions, hashes, slots;
+    uint64_t sleeping, empty, waiting, participants, completions, hashes, slots, senders;
     uint64_t block_words[TSQ_MAX_CLASSES], block_sizes[TSQ_MAX_CLASSES], block_data[TSQ_MAX_CLASSES];
     uint64_t stride;
 } tsq_layout;
@@ -108,6 +110,12 @@ typedef struct {
     uint64_t due_ns;         /* not before; 0: at once */
     uint64_t expires_ns;     /* not started after; 0: no limit */
 } tsq_message;
+
+/* Whose message it is, of those who number theirs. */
+typedef struct {
+    uint8_t id[TSQ_SENDER_ID];
+    uint64_t number; /* 1 … */
+} tsq_sender;
 
 /* A held lease: the slot and the exact word that proves it. */
 typedef struct {
@@ -182,6 +190,12 @@ int tsq_fits(const tsq *q, uint32_t id_len, uint64_t len); /* into a slot, or th
 int tsq_reserve(tsq *q, uint32_t me, const tsq_message *m, tsq_lease *out);
 void tsq_commit(tsq *q, uint32_t me, tsq_lease *lease, tsq_call *call); /* updates lease->word */
 void tsq_give_up(tsq *q, uint32_t me, const tsq_lease *lease);
+/* The same for one who numbers its messages, and the highest number of its that is in the queue, or was;
+ * 0: none is remembered. from->number has to be higher than that. By one process at a time, for the whole
+ * queue: see sender.c. */
+uint64_t tsq_last_from(tsq *q, const uint8_t id[TSQ_SENDER_ID]);
+int tsq_put_from(tsq *q, uint32_t me, const tsq_message *m, const tsq_sender *from, tsq_lease *out, tsq_call *call);
+void tsq_commit_from(tsq *q, uint32_t me, tsq_lease *lease, const tsq_sender *from, tsq_call *call);
 int tsq_claim(tsq *q, uint32_t me, tsq_lease *out);
 int tsq_claim_new(tsq *q, uint32_t me, tsq_lease *out); /* nothing that was given back */
 /* Takes this message if it waits, READY or DELAYED, else TSQ_FENCED. */

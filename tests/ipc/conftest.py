@@ -27,7 +27,7 @@ HARNESS = Path(__file__).parent / "core"
 CORE = Path(__file__).parents[2] / "ipc" / "core"
 PROGRAMS = {
     "stepkill": (
-        *("stepkill.c", "scenarios.c", "operations.c", "leavings.c"),
+        *("stepkill.c", "scenarios.c", "operations.c", "leavings.c", "sending.c"),
         *("trace.c", "world.c", "books.c"),
     ),
     "stress": ("stress.c", "load.c"),

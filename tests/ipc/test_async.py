@@ -58,6 +58,30 @@ async def test_who_waits_for_an_outcome_is_rung_once(
     assert clockwork.rings == 1, "between two looks at the doorbell it is rung once"
 
 
+async def test_who_waits_for_an_acknowledgement_is_told_of_it_and_of_each_end(
+    start_queue: Start,
+) -> None:
+    worker, client = await start_queue(**WORKER), await start_queue()
+    tickets = [await client.put("same id", b"") for _ in range(4)]
+    waits = [await pending(client.acknowledged(ticket)) for ticket in tickets]
+    leases = [await soon(worker.claim()) for _ in tickets]
+    for lease in leases:
+        lease.start()
+    leases[0].ack()
+    await soon(waits[0])  # not rung for; seen within a second
+    assert not waits[1].done()
+    leases[1].complete(b"result")
+    await soon(waits[1])
+    assert not waits[2].done()
+    leases[2].finish(keep=False)
+    await soon(waits[2])
+    assert not waits[3].done()
+    leases[3].finish(keep=True)
+    await soon(waits[3])
+    await soon(client.acknowledged(tickets[2]))  # its slot is free
+    leases[0].complete(b"")
+
+
 async def test_a_wait_has_an_end(start_queue: Start) -> None:
     client = await start_queue()
     await client.put("id", b"")

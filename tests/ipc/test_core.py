@@ -26,11 +26,13 @@ SOME, FEW = "5", "41"
 LONG = (
     "audit", "recover", "recover-explained", "complete-evicting", "dead-letter-trimming",
     "put-evicting", "put-evicting-blocks", "put-sparing-awaited",
+    "put-from", "put-from-displacing", "reserve-commit-from", "recover-sender",
 )  # fmt: skip
 SHORT = (
     "put", "put-block", "put-large", "put-new-lane", "put-full-lane",
     "put-delayed", "put-delayed-earlier", "put-expiring", "put-delayed-expiring",
     "put-without-block", "put-without-slot", "reserve-commit", "reserve-give-up",
+    "put-from-known", "resend-uncommitted", "resend-committed", "resend-ended",
     "line-up", "step-out",
     "claim", "claim-large", "claim-lanes", "claim-credit", "claim-again", "sleep-claim",
     "start", "ack", "complete", "complete-large", "complete-acked", "complete-calling",
@@ -44,8 +46,10 @@ SHORT = (
     "start-overdue", "ack-overdue", "complete-overdue",
 )  # fmt: skip
 ALONE = (
-    "recover", "recover-explained", "complete-calling", "finish-calling", "step-out",
+    "recover", "recover-explained", "recover-sender",
+    "complete-calling", "finish-calling", "step-out",
     "time-out", "time-out-ended", "time-out-used-again",
+    "resend-uncommitted", "resend-committed", "resend-ended",
 )  # fmt: skip
 
 

@@ -77,6 +77,16 @@ def everything(queue: TaskQueue) -> dict[str, tuple[bytes, list[bytes], int]]:
     return found
 
 
+def test_messages_are_kept_and_senders_are_not(disk: Path) -> None:
+    """The disk may have lost the message that a number stands for."""
+    with TaskQueue.open("q", disk, geometry=SMALL) as before:
+        before.put("id", b"payload", sender=(b"a" * 16, 3))
+        after = reboot(disk)
+    with TaskQueue.open("q", after) as queue:
+        assert queue.last_from(b"a" * 16) == 0
+        assert everything(queue) == {"id": (b"payload", [], 0)}
+
+
 def test_a_queue_in_memory_keeps_no_checksums(tmp_path: Path) -> None:
     shm = Path("/dev/shm") / f"tsq-salvage-{os.getpid()}"
     try:

@@ -55,8 +55,8 @@ def refusal(sentence: str) -> "pytest.RaisesExc[SegmentError]":
     ("offset", "data", "sentence"),
     [
         (0, b"\0", "does not start with the magic number"),
-        (VERSION, struct.pack("<I", 1), "it has format 1 .*, this program reads format 3"),
-        (LAYOUT, b"\0\0", "this program reads format 3 .layout "),
+        (VERSION, struct.pack("<I", 1), "it has format 1 .*, this program reads format 4"),
+        (LAYOUT, b"\0\0", "this program reads format 4 .layout "),
         (ARCH, b"\xff", "made on another architecture"),
         (TOTAL, struct.pack("<Q", 1 << 40), "its header says"),
         (GEOMETRY, struct.pack("<I", 0), "geometry is out of range"),

@@ -17,7 +17,7 @@ from taskiq_supervise.supervisor.commands import queue_facts
 from taskiq_supervise.supervisor.commands import queue_render
 from taskiq_supervise.supervisor.commands.cli import cli
 from taskiq_supervise.supervisor.custody import Custody
-from taskiq_supervise.supervisor.core.messages import Transport
+from taskiq_supervise.supervisor.core.transport import Transport
 from taskiq_supervise.ipc import removal
 """
 

@@ -60,7 +60,9 @@ static void use(void) {
         tsq_message m = {.id = id, .id_len = (uint32_t)strlen(id), .payload = payload, .len = roll(200), .now_ns = 1,
                          .lane = (uint32_t)roll(TSQ_LANES), .due_ns = roll(3) ? 0 : 1 + roll(1000),
                          .expires_ns = roll(4) ? 0 : 1 + roll(1000)};
-        (void)tsq_put(&Q, ME, &m, &lease, &call);
+        tsq_sender from = {.id = {(uint8_t)roll(3)}, .number = roll(50)};
+        if (roll(3) == 0 && tsq_last_from(&Q, from.id) < from.number) (void)tsq_put_from(&Q, ME, &m, &from, &lease, &call);
+        else (void)tsq_put(&Q, ME, &m, &lease, &call);
         (void)tsq_find(&Q, id, m.id_len, &slot, &gen);
         (void)tsq_get_outcome(&Q, slot % Q.geo.slots, gen, &outcome, data, sizeof data);
         if (tsq_claim(&Q, ME, &lease)) continue;
@@ -203,7 +205,7 @@ int main(int argc, char **argv) {
             if (where == 0) damage(roll(16) ? sizeof(uint64_t) * 16 : 0, rings_end);
             else if (where == 1) damage(at.slots + roll(64) * at.stride, at.slots + 64 * at.stride);
             else if (where == 2) damage(at.block_words[0], at.block_data[0]);
-            else damage(128, all);
+            else damage(roll(8) ? 128 : at.senders, roll(8) ? all : at.slots);
         }
         refused += !attach_and_use();
     }

@@ -5,6 +5,7 @@
 
 char result[LARGEST], payload[LARGEST];
 tsq_message message;
+tsq_sender from;
 
 static void came_back(int rc) {
     said->rc = rc;
@@ -24,6 +25,19 @@ void op_reserve_commit(void) {
     came_back(tsq_reserve(&Q, VICTIM, &message, &said->lease));
     if (said->rc) return;
     tsq_commit(&Q, VICTIM, &said->lease, &said->call);
+    done(0);
+}
+
+/* Nothing to do if it was accepted before. */
+void op_put_from(void) {
+    int is_new = tsq_last_from(&Q, from.id) < from.number;
+    done(is_new ? tsq_put_from(&Q, VICTIM, &message, &from, &said->lease, &said->call) : TSQ_OK);
+}
+
+void op_reserve_commit_from(void) {
+    came_back(tsq_reserve(&Q, VICTIM, &message, &said->lease));
+    if (said->rc) return;
+    tsq_commit_from(&Q, VICTIM, &said->lease, &from, &said->call);
     done(0);
 }
 

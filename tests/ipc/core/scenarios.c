@@ -84,6 +84,44 @@ static void put_without_slot(void) {
 
 static void complete_some(void) { drain(); }
 
+/* ---- putting with a sender ---- */
+
+static void put_by_new_sender(void) {
+    put_block();
+    sender_unknown();
+}
+
+static void put_by_known_sender(void) {
+    put_timed(INLINE, LANE, 20 * NOW, 0);
+    sender_known();
+}
+
+static void put_displacing_sender(void) {
+    put_inline();
+    sender_displaces();
+}
+
+static void resend_uncommitted(void) {
+    put_inline();
+    sender_left_writing();
+}
+
+static void resend_committed(void) {
+    put_inline();
+    sender_left_ready();
+}
+
+static void resend_ended(void) {
+    put_inline();
+    sender_left_ended();
+}
+
+/* The one that died is repaired beside its successor. */
+static void repairs(void) {
+    repair(REPAIRER, OTHER);
+    traffic(150);
+}
+
 /* ---- leases ---- */
 
 static void ready(void) { (void)tracked_put(LARGE, LARGE, 1); }
@@ -320,6 +358,13 @@ const scenario scenarios[] = {
     {"put-without-slot", REFUSED, put_without_slot, op_put, ANY_END, complete_some},
     {"reserve-commit", PUTTING, put_delayed, op_reserve_commit, TO_BE_DELIVERED, looks},
     {"reserve-give-up", GIVING_UP, put_large, op_give_up, NOT_THERE, NULL},
+    {"put-from", PUTTING, put_by_new_sender, op_put_from, TO_BE_DELIVERED, NULL},
+    {"put-from-known", PUTTING, put_by_known_sender, op_put_from, TO_BE_DELIVERED, looks},
+    {"put-from-displacing", PUTTING, put_displacing_sender, op_put_from, TO_BE_DELIVERED, NULL},
+    {"reserve-commit-from", PUTTING, put_by_new_sender, op_reserve_commit_from, TO_BE_DELIVERED, NULL},
+    {"resend-uncommitted", RESENDING, resend_uncommitted, op_put_from, TO_BE_DELIVERED, repairs},
+    {"resend-committed", RESENDING, resend_committed, op_put_from, TO_BE_DELIVERED, repairs},
+    {"resend-ended", RESENDING, resend_ended, op_put_from, WITH_RESULT, repairs},
     {"line-up", LINING, put_without_slot, op_line_up, ANY_END, complete_some},
     {"step-out", CALLING, in_line_before_others, op_step_out, ANY_END, NULL},
     {"claim", CLAIMING, ready_inline, op_claim, ANY_END, NULL},
@@ -363,6 +408,7 @@ const scenario scenarios[] = {
     {"ack-overdue", ENDING, running_overdue, op_ack, TIMED_OUT, NULL},
     {"complete-overdue", COMPLETING, running_overdue, op_complete, WITH_RESULT, NULL},
     {"recover", RECOVERING, left_behind, op_recover, ANY_END, NULL},
+    {"recover-sender", RECOVERING, resend_uncommitted, op_recover, ANY_END, resend},
     {"recover-explained", RECOVERING, explained_left, op_recover, ANY_END, NULL},
 };
 const size_t scenario_count = sizeof scenarios / sizeof *scenarios;

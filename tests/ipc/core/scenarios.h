@@ -6,7 +6,8 @@
 
 /* Which promises hold. ENDING: steps of a lease that have none of their own. CLAIMING … ENDING: with a lease
  * that can be taken away. TIMING: it marks
- * what REPAIRER runs, which dies too. CALLING: others stand in line for room. LINING: the victim does, and puts. */
+ * what REPAIRER runs, which dies too. RESENDING: REPAIRER has died over a put with a sender, the victim begins
+ * where it was. CALLING: others stand in line for room. LINING: the victim does, and puts. */
 typedef enum {
     PUTTING,
     REFUSED,
@@ -23,6 +24,7 @@ typedef enum {
     EXPIRING,
     DUE,
     TIMING,
+    RESENDING,
     RECOVERING
 } kind;
 
@@ -41,8 +43,11 @@ extern const size_t scenario_count;
 /* What the operations put and complete with; to be set before the process that runs them is forked. */
 extern char result[LARGEST], payload[LARGEST];
 extern tsq_message message;
+extern tsq_sender from;
 
 void op_put(void);
+void op_put_from(void);
+void op_reserve_commit_from(void);
 void op_reserve_commit(void);
 void op_give_up(void);
 void op_line_up(void);
@@ -69,6 +74,16 @@ void op_recover(void);
 void op_time_out(void);
 
 void conclude_for_victim(void); /* it goes on with the leases it holds, and ends them */
+
+/* sending.c: the message is `from` a sender. The first three: REPAIRER has died before its number was stored. */
+void sender_left_writing(void);
+void sender_left_ready(void);
+void sender_left_ended(void);
+void sender_unknown(void);
+void sender_known(void);
+void sender_displaces(void); /* one with a higher number */
+void resend(void);           /* by OTHER, the next that puts with senders: it is there once afterwards */
+void remembered(void);
 
 void left_behind(void); /* by REPAIRER: everything that a participant can leave behind, all at once */
 tracked *running_of(uint64_t len, uint32_t max_deliveries); /* by REPAIRER */

@@ -54,7 +54,7 @@ static void keep_promises_of_readers(const scenario *s) {
 /* What the victim was told has to be true. */
 static void keep_promises(const scenario *s) {
     const tracked *put = tracked_by_id(message.id, message.id_len);
-    int is_put = s->kind == PUTTING || s->kind == REFUSED || s->kind == LINING;
+    int is_put = s->kind == PUTTING || s->kind == REFUSED || s->kind == LINING || s->kind == RESENDING;
     if (is_put && over() && put->expected == NOT_THERE) fail("put came back and the message is not there");
     if (is_put && s->kind != PUTTING && said->finished && said->rc && said->rc != TSQ_FULL) fail("put says %d", said->rc);
     if (s->kind == GIVING_UP && put->expected != NOT_THERE) fail("a message is there that was not committed");
@@ -85,7 +85,9 @@ typedef struct {
     uint32_t first, by; /* whom to repair first, where two are dead; 0 for `by`: who takes over the index does */
 } aftermath;
 
-static int two_die(const scenario *s) { return s->kind == RECOVERING || s->kind == TIMING; }
+static int two_die(const scenario *s) { return s->kind == RECOVERING || s->kind == TIMING || s->kind == RESENDING; }
+
+static int has_sender(const scenario *s) { return s->op == op_put_from || s->op == op_reserve_commit_from; }
 
 /* The worker has gone on beside the one that marks; what it has ended stays as it is. */
 static void marked_after(const scenario *s) {
@@ -99,16 +101,22 @@ static void die(const scenario *s, const aftermath *a) {
     keep_promises(s);
     came_to(s);
     only_accounted_for(s);
+    if (a->traffic && has_sender(s)) resend();
     if (a->traffic) meanwhile(s);
     if (a->traffic && s->kind == TIMING) marked_after(s);
     uint32_t second = a->first == VICTIM ? REPAIRER : VICTIM;
     if (two_die(s) || a->first == VICTIM) repair(a->first, a->by ? a->by : a->first);
     if (two_die(s) || second == VICTIM) repair(second, a->by ? a->by : second);
+    if (!a->traffic && has_sender(s)) {
+        traffic(100); /* its slot is used again */
+        resend();
+    }
     announced();
     outcomes_intact();
     settle();
     line_served();
     verify();
+    if (has_sender(s)) remembered();
     all_accounted_for();
 }
 
@@ -153,6 +161,7 @@ static void stop_freeze(const scenario *s, pid_t walker, long k) {
         marked_after(s);
         repair(REPAIRER, OTHER);
     }
+    if (has_sender(s)) remembered();
     keep_promises(s);
     for (unsigned i = 0; i < tracked_count && s->kind != RECOVERING; i++) {
         tracked *t = &track[i];

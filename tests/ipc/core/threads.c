@@ -54,13 +54,24 @@ static void await_outcome(uint32_t me, const tsq_lease *m, uint32_t n) {
     atomic_fetch_add(&read_back, 1);
 }
 
-static int put_in_line(uint32_t me, const tsq_message *m, tsq_lease *out) {
+/* One of the producers numbers its messages. */
+static int put(uint32_t me, const tsq_message *m, tsq_lease *out) {
+    static tsq_sender from = {.id = "numbers"};
     tsq_call call;
+    if (me != FIRST) return tsq_put(&Q, me, m, out, &call);
+    if (tsq_last_from(&Q, from.id) != from.number) wrong("another number is remembered", (uint32_t)from.number);
+    from.number++;
+    int rc = tsq_put_from(&Q, me, m, &from, out, &call);
+    if (rc) from.number--;
+    return rc;
+}
+
+static int put_in_line(uint32_t me, const tsq_message *m, tsq_lease *out) {
     uint64_t wakes[TSQ_WAKE_WORDS] = {0};
-    int rc = tsq_put(&Q, me, m, out, &call);
+    int rc = put(me, m, out);
     while (rc == TSQ_FULL) {
         tsq_queue_up(&Q, me);
-        while ((rc = tsq_put(&Q, me, m, out, &call)) == TSQ_FULL && tsq_is_waiting(&Q, me)) (void)sched_yield();
+        while ((rc = put(me, m, out)) == TSQ_FULL && tsq_is_waiting(&Q, me)) (void)sched_yield();
     }
     tsq_step_out(&Q, me);
     tsq_call_next(&Q, wakes);

@@ -7,9 +7,10 @@ repair hid what an operation did wrong: the reason why `freeze` never repairs.
 from tests.ipc.mutants.ends import ENDS
 from tests.ipc.mutants.handover import HANDOVER
 from tests.ipc.mutants.mutant import Mutant
+from tests.ipc.mutants.senders import SENDERS
 from tests.ipc.mutants.times import TIMES
 from tests.ipc.mutants.waiting import WAITING
 
 __all__ = ["MUTANTS", "Mutant"]
 
-MUTANTS = (*HANDOVER, *ENDS, *TIMES, *WAITING)
+MUTANTS = (*HANDOVER, *ENDS, *SENDERS, *TIMES, *WAITING)
