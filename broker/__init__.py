@@ -2,10 +2,13 @@
 
 from taskiq_supervise.broker.errors import (
     BrokerNotStartedError,
+    ConnectionDeniedError,
     DeadLetterError,
     ForeignResultError,
     GivenBackError,
     InvalidLabelError,
+    ListenerUnreachableError,
+    MessageRefusedError,
     MessageTooLargeError,
     QueueFullError,
     QueueNotStartedError,
@@ -13,6 +16,7 @@ from taskiq_supervise.broker.errors import (
     ResultNotReadyError,
     ResultRoomError,
     ResultTooLargeError,
+    ResultUnreachableError,
     TaskDiscardedError,
     TaskExpiredError,
     TaskTimeoutError,
@@ -26,27 +30,31 @@ from taskiq_supervise.broker.pickling import CloudpickleSerializer
 from taskiq_supervise.broker.results import SharedMemoryResultBackend
 from taskiq_supervise.broker.rule import broadcast_reason, check_suitable
 from taskiq_supervise.broker.shared_memory import SharedMemoryBroker
-from taskiq_supervise.broker.task import SharedMemoryTask, wait_result
+from taskiq_supervise.broker.task import QueueTask, wait_result
 
 __all__ = [
     "BrokerNotStartedError",
     "CloudpickleSerializer",
+    "ConnectionDeniedError",
     "DeadLetterError",
     "ForeignResultError",
     "FrameFormatter",
     "GivenBackError",
     "InvalidLabelError",
+    "ListenerUnreachableError",
+    "MessageRefusedError",
     "MessageTooLargeError",
     "Payload",
     "QueueFullError",
     "QueueNotStartedError",
+    "QueueTask",
     "ResultExpiredError",
     "ResultNotReadyError",
     "ResultRoomError",
     "ResultTooLargeError",
+    "ResultUnreachableError",
     "SharedMemoryBroker",
     "SharedMemoryResultBackend",
-    "SharedMemoryTask",
     "TaskDiscardedError",
     "TaskExpiredError",
     "TaskTimeoutError",

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from taskiq_supervise.broker.delivery import Delivery
 from taskiq_supervise.broker.progress import ProgressFolder
-from taskiq_supervise.ipc import AsyncTaskQueue, Lease, Role, TaskQueue, UnknownTask
+from taskiq_supervise.broker.queue import Held, Queue
+from taskiq_supervise.ipc import Role
 
 logger = logging.getLogger("taskiq_supervise.broker")
 
@@ -23,8 +24,8 @@ def _nothing() -> None:
 class Attachment:
     """An open queue, and the messages that this process has taken from it and not ended."""
 
-    def __init__(self, queue: TaskQueue, role: Role) -> None:
-        self.queue = AsyncTaskQueue(queue)
+    def __init__(self, queue: Queue, role: Role) -> None:
+        self.queue = queue
         self.role = role
         self.loop = asyncio.get_running_loop()
         self.pid = os.getpid()
@@ -36,15 +37,15 @@ class Attachment:
     async def start(self) -> None:
         await self.queue.start()
         if self.role is Role.WORKER:
-            self.progress.sweep(self._is_over)
+            self.progress.sweep(self.queue.is_over)
 
-    async def claim(self) -> Lease:
+    async def claim(self) -> Held:
         """The next message; several receivers on one broker take turns."""
         async with self._claiming:
             return await self.queue.claim()
 
     def take(
-        self, lease: Lease, *, keep: bool, on_change: Callable[[], None] = _nothing
+        self, lease: Held, *, keep: bool, on_change: Callable[[], None] = _nothing
     ) -> Delivery:
         """keep: its result belongs into the queue. on_change: its task begins or ends to wait."""
         delivery = Delivery(lease, self.queue, self._ended, on_change)
@@ -61,7 +62,7 @@ class Attachment:
 
     def explain_end(self) -> None:
         """Says that this process is about to end: what it runs goes back without a fault."""
-        self.queue.queue.explain(os.getpid())
+        self.queue.explain_end()
 
     async def close(self) -> None:
         """Gives back what is held, except what still runs: that goes back when we are gone."""
@@ -89,9 +90,3 @@ class Attachment:
         self.held.pop(delivery, None)
         if delivery.completed:
             self.progress.remove(delivery.task_id)
-
-    def _is_over(self, task_id: str) -> bool:
-        try:
-            return self.queue.queue.outcome(task_id) is not None
-        except UnknownTask:
-            return True

@@ -13,16 +13,30 @@ import asyncio
 import os
 import threading
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
-from taskiq_supervise.broker.attachment import Attachment
 from taskiq_supervise.broker.delivery import current_delivery
 
 
+class Attached(Protocol):
+    """What a broker has opened for one event loop."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+
+    async def close(self) -> None:
+        """Called on any loop; `loop` may be closed by then."""
+        ...
+
+
+_Attachment = TypeVar("_Attachment", bound=Attached)
+
+
 @dataclass(eq=False)
-class LoopUse:
+class LoopUse(Generic[_Attachment]):
     """What one event loop has of the broker."""
 
-    attachment: Attachment | None = None
+    attachment: _Attachment | None = None
     startups: int = 0
     startups_by_tasks: int = 0
 
@@ -31,21 +45,21 @@ class LoopUse:
         return self.startups + self.startups_by_tasks > 0
 
 
-class Attachments:
+class Attachments(Generic[_Attachment]):
     """The books. Opening an attachment, and taskiq's events, are the broker's."""
 
     def __init__(self) -> None:
         self._pid = os.getpid()
-        self._uses: dict[asyncio.AbstractEventLoop, LoopUse] = {}
+        self._uses: dict[asyncio.AbstractEventLoop, LoopUse[_Attachment]] = {}
         self._left_started = False
         self._lock = threading.Lock()
         """Two threads may start the broker at once, and one of them has to be the first."""
 
-    def __reduce__(self) -> "tuple[type[Attachments], tuple[()]]":
+    def __reduce__(self) -> "tuple[type[Attachments[_Attachment]], tuple[()]]":
         """The copy of a broker has none."""
         return Attachments, ()
 
-    def here(self) -> Attachment | None:
+    def here(self) -> _Attachment | None:
         """That of the running loop."""
         self._notice_fork()
         use = self._uses.get(asyncio.get_running_loop())
@@ -63,7 +77,7 @@ class Attachments:
         """It was started by a parent or on loops that are closed, and is wanted on none now."""
         return self._left_started and not self.elsewhere
 
-    def put(self, attachment: Attachment) -> None:
+    def put(self, attachment: _Attachment) -> None:
         self._uses.setdefault(attachment.loop, LoopUse()).attachment = attachment
 
     def begin(self) -> bool:

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from contextvars import ContextVar
 
 from taskiq_supervise.broker.payload import Payload, buffers_of, check_fits, size_of
-from taskiq_supervise.ipc import AsyncTaskQueue, DeadReason, Lease, LeaseExpired, LeaseLost
+from taskiq_supervise.broker.queue import Held, Queue
+from taskiq_supervise.ipc import DeadReason, LeaseExpired, LeaseLost
 
 logger = logging.getLogger("taskiq_supervise.broker")
 
@@ -49,8 +50,8 @@ class Delivery:
 
     def __init__(
         self,
-        lease: Lease,
-        queue: AsyncTaskQueue,
+        lease: Held,
+        queue: Queue,
         on_end: "Callable[[Delivery], None]",
         on_change: Callable[[], None],
     ) -> None:
@@ -97,7 +98,7 @@ class Delivery:
         """From now on the message never runs again, whatever happens to this process."""
         if self.acked or self.ended:
             return
-        self.lease.ack()
+        await self._queue.acknowledge(self.lease)
         self.acked = True
         if self.kept_back is not None:
             await self.complete(self.kept_back)
@@ -114,7 +115,7 @@ class Delivery:
             return
         if self.ended:
             return
-        check_fits(size_of(result), self._queue.queue.directory)
+        check_fits(size_of(result), self._queue.directory)
         try:
             await self._queue.complete(
                 self.lease, result, buffers_of(result), timeout=ROOM_PATIENCE

@@ -18,10 +18,13 @@ from taskiq.exceptions import (
 
 __all__ = [
     "BrokerNotStartedError",
+    "ConnectionDeniedError",
     "DeadLetterError",
     "ForeignResultError",
     "GivenBackError",
     "InvalidLabelError",
+    "ListenerUnreachableError",
+    "MessageRefusedError",
     "MessageTooLargeError",
     "QueueFullError",
     "QueueNotStartedError",
@@ -29,6 +32,7 @@ __all__ = [
     "ResultNotReadyError",
     "ResultRoomError",
     "ResultTooLargeError",
+    "ResultUnreachableError",
     "TaskDiscardedError",
     "TaskExpiredError",
     "TaskTimeoutError",
@@ -36,6 +40,8 @@ __all__ = [
     "UnsuitableBrokerError",
     "WorkerLostError",
 ]
+
+_NEVERTHELESS = "; it may be run nevertheless"
 
 
 class FieldsError(TaskiqError):
@@ -64,9 +70,14 @@ class QueueNotStartedError(FieldsError):
 
 
 class BrokerNotStartedError(QueueNotStartedError, SendTaskError):
-    """`kiq()` before `startup()`."""
+    """`kiq()` before `startup()`, or a `shutdown()` while it waits."""
 
     __template__ = "cannot send to the queue {queue!r}: {reason}"
+    may_run: bool = False
+    """The task had been sent before the shutdown, so it may have been accepted."""
+
+    def __str__(self) -> str:
+        return super().__str__() + _NEVERTHELESS * self.may_run
 
 
 class QueueFullError(FieldsError, SendTaskError):
@@ -95,6 +106,42 @@ class MessageTooLargeError(FieldsError, SendTaskError):
     )
     task: str
     size: int
+    reason: str
+
+
+class ListenerUnreachableError(FieldsError, SendTaskError):
+    """No supervisor answered for as long as `kiq_timeout` allows."""
+
+    __template__ = "no supervisor accepted the task at {endpoint} within {timeout} s: {reason}"
+    endpoint: str
+    timeout: float | None
+    reason: str
+    may_run: bool = False
+    """The task had been sent when the connection was lost, so it may have been accepted."""
+
+    def __str__(self) -> str:
+        return super().__str__() + _NEVERTHELESS * self.may_run
+
+
+class ConnectionDeniedError(FieldsError, SendTaskError):
+    """The supervisor does not talk with this client: waiting would not help."""
+
+    __template__ = "{endpoint} refuses this client: {reason}"
+    endpoint: str
+    reason: str
+    may_run: bool = False
+    """The task had been sent over an earlier connection, so it may have been accepted."""
+
+    def __str__(self) -> str:
+        return super().__str__() + _NEVERTHELESS * self.may_run
+
+
+class MessageRefusedError(FieldsError, SendTaskError):
+    """The supervisor took the message and refused it for good."""
+
+    __template__ = "{endpoint} refuses task {task!r}: {reason}"
+    endpoint: str
+    task: str
     reason: str
 
 
@@ -165,6 +212,15 @@ class ResultRoomError(FieldsError, ResultBackendError):
     size: int
     queue: str
     timeout: float
+
+
+class ResultUnreachableError(FieldsError, ResultGetError):
+    """The supervisor that has the result cannot be asked."""
+
+    __template__ = "the result of task {task_id} cannot be asked for at {endpoint}: {reason}"
+    task_id: str
+    endpoint: str
+    reason: str
 
 
 class UnserializableResultError(FieldsError, ResultBackendError):

@@ -1,4 +1,4 @@
-"""Acknowledgements from receivers that are not ours, which know nothing of leases.
+"""Messages for receivers that are not ours, and their acknowledgements: they know of no leases.
 
 taskiq's receiver says "acknowledged" for five reasons: received, executed, saved, by the task
 itself, and also for a message that it cannot parse or whose task it does not know. The lease has a
@@ -8,12 +8,19 @@ by then, and what comes of reading the message again, does.
 
 import asyncio
 import logging
+from collections.abc import AsyncGenerator
+from functools import partial
 from typing import TYPE_CHECKING
 
+from taskiq.acks import AckableMessage
+
 from taskiq_supervise.broker.delivery import Delivery
-from taskiq_supervise.ipc import DeadReason
+from taskiq_supervise.broker.queue_broker import QueueBroker
+from taskiq_supervise.ipc import DeadReason, LeaseLost
 
 if TYPE_CHECKING:
+    from taskiq.abc.broker import AsyncBroker
+
     from taskiq_supervise.broker.shared_memory import SharedMemoryBroker
 
 logger = logging.getLogger("taskiq_supervise.broker")
@@ -50,8 +57,36 @@ class Acknowledged:
             delivery.finish()
 
 
+async def messages(
+    feed: "SharedMemoryBroker", broker: "AsyncBroker"
+) -> AsyncGenerator[AckableMessage, None]:
+    """What `listen()` of a broker yields that takes its messages from the queue of `feed`.
+
+    It cannot see when a task begins, so a message counts as started when it is handed over.
+    """
+    acknowledged = Acknowledged()
+    try:
+        while True:
+            acknowledged.finish_own()
+            delivery = await feed.next_delivery(keep=keeps_results(broker))
+            try:
+                delivery.start()
+            except LeaseLost as error:
+                delivery.lost(error)
+                continue
+            ack = partial(acknowledge, broker, delivery, acknowledged)
+            yield AckableMessage(data=delivery.payload, ack=ack)
+    finally:
+        acknowledged.finish_own()
+
+
+def keeps_results(broker: "AsyncBroker") -> bool:
+    """Its results go into the queue, by its own result backend."""
+    return isinstance(broker, QueueBroker) and broker.keeps_results
+
+
 async def acknowledge(
-    broker: "SharedMemoryBroker", delivery: Delivery, acknowledged: Acknowledged
+    broker: "AsyncBroker", delivery: Delivery, acknowledged: Acknowledged
 ) -> None:
     """What the `ack` of an AckableMessage does."""
     if delivery.ended:  # saving the result was the acknowledgement
@@ -59,14 +94,14 @@ async def acknowledge(
     unusable = why_unusable(broker, delivery.payload)
     if unusable is not None:
         delivery.dead_letter(*unusable)
-    elif broker.keeps_results:
+    elif keeps_results(broker):
         await delivery.ack()
         acknowledged.add(delivery)
     else:
         delivery.finish()
 
 
-def why_unusable(broker: "SharedMemoryBroker", payload: bytes) -> tuple[DeadReason, str] | None:
+def why_unusable(broker: "AsyncBroker", payload: bytes) -> tuple[DeadReason, str] | None:
     """Why no worker with this broker's tasks can run a message, None if one can."""
     try:
         message = broker.formatter.loads(payload)

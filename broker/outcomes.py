@@ -111,14 +111,16 @@ def decode(
         return error_result(_timed_out(outcome, task))
     if outcome.kind is OutcomeKind.WORKER_LOST or outcome.dead_reason is DeadReason.MAX_DELIVERIES:
         return error_result(_worker_lost(outcome, task))
-    return error_result(
-        DeadLetterError(
-            task_id=outcome.task_id,
-            reason=_REASONS[outcome.dead_reason] if outcome.dead_reason else "it was put aside",
-            detail=outcome.detail,
-            attempts=outcome.attempts,
-        )
-    )
+    reason = outcome.dead_reason
+    return error_result(dead_letter(outcome.task_id, reason, outcome.detail, outcome.attempts))
+
+
+def dead_letter(
+    task_id: str, reason: DeadReason | None, detail: str, attempts: int
+) -> DeadLetterError:
+    """What those get who wait for a message that was put aside."""
+    why = _REASONS[reason] if reason else "it was put aside"
+    return DeadLetterError(task_id=task_id, reason=why, detail=detail, attempts=attempts)
 
 
 def _worker_lost(outcome: Outcome, task: str) -> WorkerLostError:

@@ -47,7 +47,8 @@ class ProgressFolder:
 
     def remove(self, task_id: str) -> None:
         """Whoever wrote it: an earlier start of the task may have run in another process."""
-        if not os.path.isdir(self._folder):  # noqa: PTH112 - nobody says any: 1 us, not 4
+        # Nobody says any, mostly; to ask so costs half as much as is_dir() does.
+        if not os.access(self._folder, os.F_OK):
             return
         with contextlib.suppress(FileNotFoundError):
             self._path(task_id).unlink()

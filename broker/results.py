@@ -7,6 +7,7 @@ polled.
 
 import asyncio
 import logging
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskiq.abc.result_backend import AsyncResultBackend
@@ -38,38 +39,34 @@ from taskiq_supervise.ipc import (
 
 if TYPE_CHECKING:
     from taskiq_supervise.broker.attachment import Attachment
-    from taskiq_supervise.broker.shared_memory import SharedMemoryBroker
+    from taskiq_supervise.broker.queue_broker import QueueBroker
 
 _ReturnType = TypeVar("_ReturnType")
 
 logger = logging.getLogger("taskiq_supervise.broker")
 
 
-class SharedMemoryResultBackend(AsyncResultBackend[_ReturnType]):
-    """What SharedMemoryBroker uses unless it is given another; of no use with other brokers."""
+class QueueResultBackend(AsyncResultBackend[_ReturnType]):
+    """What our result backends share: outcomes of the queue become results, and wake who waits."""
 
     def __init__(self) -> None:
-        self._broker: SharedMemoryBroker | None = None
+        self._broker: QueueBroker[Any] | None = None
 
-    def bind(self, broker: "SharedMemoryBroker") -> None:
+    @property
+    def broker(self) -> "QueueBroker[Any]":
+        """Raises UnsuitableBrokerError unless it belongs to one."""
+        if self._broker is None:
+            raise UnsuitableBrokerError(broker="this broker", reason=self._why_not())
+        return self._broker
+
+    def bind(self, broker: "QueueBroker[Any]") -> None:
         """Makes the queue of this broker the home of the results. The broker calls it."""
         if self._broker is not None and self._broker is not broker:
             raise UnsuitableBrokerError(
                 broker=class_name(broker),
-                reason="this SharedMemoryResultBackend belongs to another broker already",
+                reason=f"this {type(self).__name__} belongs to another broker already",
             )
         self._broker = broker
-
-    @property
-    def broker(self) -> "SharedMemoryBroker":
-        """Raises UnsuitableBrokerError unless it was given to a SharedMemoryBroker."""
-        if self._broker is None:
-            raise UnsuitableBrokerError(
-                broker="this broker",
-                reason="SharedMemoryResultBackend keeps results in the slots of a shared-memory "
-                "queue and works with SharedMemoryBroker only; choose another result backend",
-            )
-        return self._broker
 
     def belongs_to(self, broker: object) -> bool:
         return self._broker is broker
@@ -77,18 +74,17 @@ class SharedMemoryResultBackend(AsyncResultBackend[_ReturnType]):
     async def startup(self) -> None:
         _ = self.broker
 
-    async def set_result(self, task_id: str, result: TaskiqResult[_ReturnType]) -> None:
-        """Ends the task that this process holds under this id, unless it acknowledges by itself.
+    @abstractmethod
+    def _why_not(self) -> str:
+        """With whom it works, and why only with them."""
 
-        Raises ForeignResultError when this process holds no such task.
-        """
-        delivery = current_delivery.get()
-        if delivery is None or delivery.task_id != task_id:
-            # A receiver of taskiq's own: the message was taken by `listen()`.
-            delivery = (await self._attachment()).held_as(task_id)
-        if delivery is None:
-            raise ForeignResultError(task_id=task_id)
-        await complete(delivery, result, self.broker)
+    @abstractmethod
+    async def outcome(self, task_id: str) -> Outcome | None:
+        """How the task ended, None if it has not. Raises ResultExpiredError for an unknown id."""
+
+    @abstractmethod
+    async def when_ended(self, target: str | Ticket, timeout: float | None) -> Outcome:
+        """How the task ended, once it has. Raises TimeoutError (asyncio's), UnknownTask."""
 
     async def is_result_ready(self, task_id: str) -> bool:
         """An instant answer. Raises ResultExpiredError for an id that is nowhere in the queue."""
@@ -111,14 +107,11 @@ class SharedMemoryResultBackend(AsyncResultBackend[_ReturnType]):
         timeout: seconds; None, 0 and less mean without end.
         Raises TaskiqResultTimeoutError or ResultExpiredError.
         """
-        attachment = await self._attachment()
         waiter = current_delivery.get()
         if waiter is not None:
             waiter.begin_wait()
         try:
-            outcome = await attachment.queue.wait(
-                target, timeout if timeout and timeout > 0 else None
-            )
+            outcome = await self.when_ended(target, timeout if timeout and timeout > 0 else None)
         except (TimeoutError, asyncio.TimeoutError):
             raise TaskiqResultTimeoutError(timeout=timeout) from None
         except UnknownTask:
@@ -129,12 +122,31 @@ class SharedMemoryResultBackend(AsyncResultBackend[_ReturnType]):
                 waiter.end_wait()
         return outcomes.decode(outcome, task_name, self.broker.serializer)
 
+
+class SharedMemoryResultBackend(QueueResultBackend[_ReturnType]):
+    """What SharedMemoryBroker uses unless it is given another; of no use with other brokers."""
+
+    async def set_result(self, task_id: str, result: TaskiqResult[_ReturnType]) -> None:
+        """Ends the task that this process holds under this id, unless it acknowledges by itself.
+
+        Raises ForeignResultError when this process holds no such task.
+        """
+        delivery = current_delivery.get()
+        if delivery is None or delivery.task_id != task_id:
+            # A receiver of taskiq's own: the message was taken by `listen()`.
+            delivery = (await self._attachment()).held_as(task_id)
+        if delivery is None:
+            raise ForeignResultError(task_id=task_id)
+        await complete(delivery, result, self.broker)
+
     async def outcome(self, task_id: str) -> Outcome | None:
-        """How the task ended, None if it has not. Raises ResultExpiredError for an unknown id."""
         try:
-            return (await self._attachment()).queue.queue.outcome(task_id)
+            return await (await self._attachment()).queue.look(task_id)
         except UnknownTask:
             raise ResultExpiredError(task_id=task_id, queue=self.broker.name) from None
+
+    async def when_ended(self, target: str | Ticket, timeout: float | None) -> Outcome:
+        return await (await self._attachment()).queue.wait(target, timeout)
 
     async def set_progress(self, task_id: str, progress: TaskProgress[Any]) -> None:
         (await self._attachment()).progress.set(task_id, progress)
@@ -143,16 +155,22 @@ class SharedMemoryResultBackend(AsyncResultBackend[_ReturnType]):
         """The progress of a task that runs; None before it said any, and after its end."""
         return (await self._attachment()).progress.get(task_id)
 
+    def _why_not(self) -> str:
+        return (
+            "SharedMemoryResultBackend keeps results in the slots of a shared-memory queue and "
+            "works with SharedMemoryBroker only; choose another result backend"
+        )
+
     async def _attachment(self) -> "Attachment":
         broker = self.broker
-        attachment = await broker.attached()
+        attachment: Attachment | None = await broker.attached()
         if attachment is None:
             raise QueueNotStartedError(queue=broker.name, reason=broker.why_not_started())
         return attachment
 
 
 async def complete(
-    delivery: Delivery, result: TaskiqResult[Any], broker: "SharedMemoryBroker"
+    delivery: Delivery, result: TaskiqResult[Any], broker: "QueueBroker[Any]"
 ) -> None:
     """Ends a message with this result, or with the error that there is no place for it.
 

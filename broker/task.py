@@ -26,14 +26,14 @@ from taskiq.task import AsyncTaskiqTask
 from taskiq_supervise.broker.errors import ResultExpiredError
 from taskiq_supervise.broker.outcomes import decode
 from taskiq_supervise.broker.pickling import CloudpickleSerializer
-from taskiq_supervise.broker.results import SharedMemoryResultBackend
+from taskiq_supervise.broker.results import QueueResultBackend
 
 if TYPE_CHECKING:
     from taskiq.abc.result_backend import AsyncResultBackend
     from taskiq.message import TaskiqMessage
     from taskiq.result import TaskiqResult
 
-    from taskiq_supervise.broker.shared_memory import SharedMemoryBroker
+    from taskiq_supervise.broker.queue_broker import QueueBroker
     from taskiq_supervise.ipc import Ticket
 
 _Params = ParamSpec("_Params")
@@ -42,13 +42,13 @@ _ReturnType = TypeVar("_ReturnType")
 logger = logging.getLogger("taskiq_supervise.broker")
 
 
-class SharedMemoryTask(AsyncTaskiqTask[_ReturnType]):
-    """A task that was sent to a SharedMemoryBroker."""
+class QueueTask(AsyncTaskiqTask[_ReturnType]):
+    """A task that was sent to one of our brokers."""
 
     def __init__(
         self,
         task_id: str,
-        broker: "SharedMemoryBroker",
+        broker: "QueueBroker[Any]",
         return_type: type[_ReturnType] | None = None,
         *,
         task_name: str | None = None,
@@ -80,7 +80,7 @@ class SharedMemoryTask(AsyncTaskiqTask[_ReturnType]):
         Raises TaskiqResultTimeoutError, or ResultExpiredError when the result is gone already.
         """
         backend = self.result_backend
-        if isinstance(backend, SharedMemoryResultBackend):
+        if isinstance(backend, QueueResultBackend):
             result = await backend.wait(self._ticket or self.task_id, timeout, self.task_name)
             return self._typed(result)
         return await self._poll(check_interval, timeout, with_logs)
@@ -100,10 +100,8 @@ class SharedMemoryTask(AsyncTaskiqTask[_ReturnType]):
         return await self.get_result(with_logs=with_logs)
 
     async def _failure(self) -> "TaskiqResult[_ReturnType] | None":
-        own: SharedMemoryResultBackend[Any] = SharedMemoryResultBackend()
-        own.bind(self._broker)
         try:
-            outcome = await own.outcome(self.task_id)
+            outcome = await self._broker.own_results().outcome(self.task_id)
         except ResultExpiredError:  # acknowledged: the other backend has the result, or will
             return None
         return None if outcome is None else decode(outcome, self.task_name, self._broker.serializer)
@@ -125,7 +123,7 @@ class SharedMemoryTask(AsyncTaskiqTask[_ReturnType]):
         return result
 
 
-class SharedMemoryKicker(AsyncKicker[_Params, _ReturnType]):
+class QueueKicker(AsyncKicker[_Params, _ReturnType]):
     """taskiq's kicker, with our task object at its end."""
 
     def _prepare_message(self, *args: Any, **kwargs: Any) -> "TaskiqMessage":
@@ -138,7 +136,7 @@ class SharedMemoryKicker(AsyncKicker[_Params, _ReturnType]):
 
     async def kiq(self, *args: _Params.args, **kwargs: _Params.kwargs) -> Any:
         """Sends the call to the queue. Raises SendTaskError, our own say why."""
-        from taskiq_supervise.broker.shared_memory import SharedMemoryBroker
+        from taskiq_supervise.broker.queue_broker import QueueBroker
 
         try:
             task = await super().kiq(*args, **kwargs)
@@ -147,9 +145,9 @@ class SharedMemoryKicker(AsyncKicker[_Params, _ReturnType]):
                 raise error.__cause__ from error.__cause__.__cause__
             raise
         broker = self.broker
-        if not isinstance(broker, SharedMemoryBroker):
+        if not isinstance(broker, QueueBroker):
             return task
-        return SharedMemoryTask(
+        return QueueTask(
             task.task_id,
             broker,
             self.return_type,
@@ -158,11 +156,11 @@ class SharedMemoryKicker(AsyncKicker[_Params, _ReturnType]):
         )
 
 
-class SharedMemoryDecoratedTask(AsyncTaskiqDecoratedTask[_Params, _ReturnType]):
+class QueueDecoratedTask(AsyncTaskiqDecoratedTask[_Params, _ReturnType]):
     """What `@broker.task` makes of a function."""
 
     def kicker(self) -> AsyncKicker[_Params, _ReturnType]:
-        return SharedMemoryKicker(
+        return QueueKicker(
             task_name=self.task_name,
             broker=self.broker,
             labels=copy(self.labels),
@@ -175,11 +173,11 @@ async def wait_result(
 ) -> "TaskiqResult[Any]":
     """The result of a task known by its id only: a shared task, or one sent by another process.
 
-    Woken where the results are in a shared-memory queue; asked for every 0.2 s elsewhere.
+    Woken where the results are in a queue of ours; asked for every 0.2 s elsewhere.
     Raises TaskiqResultTimeoutError, ResultGetError.
     """
     backend = of.result_backend if isinstance(of, AsyncBroker) else of
-    if isinstance(backend, SharedMemoryResultBackend):
+    if isinstance(backend, QueueResultBackend):
         return await backend.wait(task_id, timeout)
     task: AsyncTaskiqTask[Any] = AsyncTaskiqTask(task_id, backend)
     return await task.wait_result(timeout=timeout if timeout is not None else -1.0)

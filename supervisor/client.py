@@ -16,8 +16,8 @@ from typing import Any
 from taskiq_supervise.supervisor.control import peer_uid
 from taskiq_supervise.supervisor.runtime import (
     check_instance_name,
+    find,
     instances,
-    runtime_directory,
     socket_path,
 )
 
@@ -41,7 +41,7 @@ class Client:
 
     def __init__(self, name: str, base: Path | None = None, *, timeout: float = TIMEOUT) -> None:
         self.name = check_instance_name(name)
-        self.folder = (base or runtime_directory()) / name
+        self.folder = find(name) if base is None else base / name
         self._timeout = timeout
 
     def status(self) -> dict[str, Any]:

@@ -4,6 +4,9 @@ As a participant with the role of supervisor it is the queue's custodian (the on
 deaths) and the guardian of its workers: it reaps them, so it knows before anybody else that one
 died, and how. An application on somebody else's broker has no such queue; then everything here
 answers for nothing held, and redelivery is that broker's affair.
+
+Where one process listens for all workers, the queue is the one that it fills, and what it listens
+to is held as well, so that no second supervisor of this host listens there.
 """
 
 import logging
@@ -18,10 +21,12 @@ from taskiq_supervise.ipc import (
     QueueBusy,
     QueueError,
     Role,
+    SegmentError,
     TaskQueue,
 )
-from taskiq_supervise.supervisor.core.messages import Transport
 from taskiq_supervise.supervisor.core.model import EXIT_FAILED, EXIT_REFUSED
+from taskiq_supervise.supervisor.core.transport import Transport
+from taskiq_supervise.supervisor.endpoints import Endpoints, EndpointTaken
 
 logger = logging.getLogger("taskiq_supervise.custody")
 
@@ -40,6 +45,11 @@ class Custody:
     def __init__(self) -> None:
         self.transport: Transport | None = None
         self._queue: AsyncTaskQueue | None = None
+        self._endpoints = Endpoints()
+        self._max_deliveries = 0
+        self._explained: set[int] = set()
+        self._overdue: dict[int, list[str]] = {}
+        """Without a queue of ours, what a listener has to know of the dead: see obituary()."""
 
     @property
     def has_queue(self) -> bool:
@@ -56,39 +66,46 @@ class Custody:
 
         Raises CustodyRefused.
         """
-        if self.transport is not None:
-            if _place(transport) != _place(self.transport):
-                raise CustodyRefused(
-                    f"the application now uses {_describe(transport)} instead of "
-                    f"{_describe(self.transport)}; stop and start the supervisor to follow it",
-                    EXIT_FAILED,
-                )
-            return
-        if transport.kind == "shm":
+        if self.transport is not None and not _follows(transport, self.transport):
+            raise CustodyRefused(
+                f"the application now uses {_describe(transport)} instead of "
+                f"{_describe(self.transport)}; stop and start the supervisor to follow it",
+                EXIT_FAILED,
+            )
+        if transport.listener is not None:
             try:
-                self._queue = await _supervise(transport, label, max_deliveries)
-            except QueueBusy as error:
-                by = f"instance {error.label!r}, pid {error.pid}; stop it, or use another queue"
-                if error.pid == os.getpid():
-                    by = "another pool of this instance; give that one the workers of both"
-                raise CustodyRefused(
-                    f"queue {transport.name!r} is already supervised by {by}", EXIT_REFUSED
-                ) from error
-            except QueueError as error:
-                raise CustodyRefused(str(error), EXIT_FAILED) from error
+                await self._endpoints.take(transport.listener.endpoints, label)
+            except EndpointTaken as error:
+                raise CustodyRefused(f"{error}; stop it first", EXIT_REFUSED) from error
+        if transport.has_queue and self._queue is None:
+            self._queue = await _queue(transport, label, max_deliveries)
+        self._max_deliveries = max_deliveries
+        if self.transport is None:
+            self.transport = transport
+
+    async def keep(self, transport: Transport) -> None:
+        """Only what this one needs, of those that were opened: a reload is over."""
         self.transport = transport
+        self._endpoints.keep(transport.listener.endpoints if transport.listener else ())
+        if not transport.has_queue:
+            await self._close_queue()
 
     def explain(self, pid: int) -> None:
         """The death of this process is planned: what it runs is not blamed for it."""
         if self._queue is not None:
             self._queue.queue.explain(pid)
+        else:
+            self._explained.add(pid)
 
     def time_out(self, pid: int, task_id: str) -> bool:
         """Once this process is dead, this task of its ends with an error, and is not run again.
 
         False: it has ended meanwhile.
         """
-        return self._queue is None or self._queue.queue.time_out(pid, task_id)
+        if self._queue is not None:
+            return self._queue.queue.time_out(pid, task_id)
+        self._overdue.setdefault(pid, []).append(task_id)
+        return True
 
     def set_aside(self, pid: int) -> None:
         """It cannot answer its doorbell; what it was rung for is passed on."""
@@ -111,6 +128,19 @@ class Custody:
             logger.exception("could not give back what pid=%d held", pid)
             return Burial()
 
+    def obituary(self, pid: int, cause: DeathCause) -> dict[str, Any]:
+        """What listeners are told of a reaped process; one without a segment buries it itself."""
+        explained = pid in self._explained
+        self._explained.discard(pid)
+        return {
+            "op": "gone",
+            "pid": pid,
+            "record": cause.packed(),
+            "explained": explained,
+            "overdue": self._overdue.pop(pid, []),
+            "max_deliveries": self._max_deliveries,
+        }
+
     def stats(self) -> dict[str, int] | None:
         if self._queue is None:
             return None
@@ -127,9 +157,31 @@ class Custody:
         }
 
     async def close(self) -> None:
-        if self._queue is not None:
-            await self._queue.close()
-            self._queue = None
+        self._endpoints.close()
+        await self._close_queue()
+
+    async def _close_queue(self) -> None:
+        queue, self._queue = self._queue, None
+        if queue is not None:
+            await queue.close()
+
+
+async def _queue(transport: Transport, label: str, max_deliveries: int) -> AsyncTaskQueue:
+    """Raises CustodyRefused."""
+    try:
+        return await _supervise(transport, label, max_deliveries)
+    except QueueBusy as error:
+        by = f"instance {error.label!r}, pid {error.pid}; stop it, or use another queue"
+        if error.pid == os.getpid():
+            by = "another pool of this instance; give that one the workers of both"
+        raise CustodyRefused(
+            f"queue {transport.name!r} is already supervised by {by}", EXIT_REFUSED
+        ) from error
+    except SegmentError as error:
+        hint = "; --transport zmq does without shared memory" if transport.listener else ""
+        raise CustodyRefused(f"{error}{hint}", EXIT_FAILED) from error
+    except QueueError as error:
+        raise CustodyRefused(str(error), EXIT_FAILED) from error
 
 
 async def _supervise(transport: Transport, label: str, max_deliveries: int) -> AsyncTaskQueue:
@@ -159,11 +211,21 @@ def _geometry(described: Any) -> Geometry | None:
     return Geometry(**{**described, "blocks": blocks})
 
 
-def _place(transport: Transport) -> tuple[str, str, str]:
-    return transport.kind, transport.name, transport.directory
+def _follows(new: Transport, old: Transport) -> bool:
+    """A reload can get from one to the other: the same queue, or the same broker, which workers
+    may listen to by way of a listener or without one."""
+    if new.kind != old.kind:
+        return new.broker_class is not None and new.broker_class == old.broker_class
+    return (new.name, new.directory, _store(new)) == (old.name, old.directory, _store(old))
+
+
+def _store(transport: Transport) -> str | None:
+    return None if transport.listener is None else transport.listener.store
 
 
 def _describe(transport: Transport) -> str:
     if transport.kind == "broker":
         return f"the broker {transport.name}"
+    if transport.listener is not None:
+        return f"the broker {transport.listener.cls} by way of {transport.name!r}"
     return f"the queue {transport.name!r} in {transport.directory}"

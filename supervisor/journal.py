@@ -5,13 +5,13 @@
 """
 
 import logging
-import sys
 from collections.abc import Mapping
 
 from taskiq_supervise.ipc import Burial
-from taskiq_supervise.supervisor.core.messages import Happening, Report, Transport
-from taskiq_supervise.supervisor.core.model import Reason
-from taskiq_supervise.worker.log_style import formatter
+from taskiq_supervise.supervisor.core.messages import Happening, Report
+from taskiq_supervise.supervisor.core.model import LISTENER, Reason
+from taskiq_supervise.supervisor.core.transport import Listening, Transport
+from taskiq_supervise.worker.log_handler import handler
 
 logger = logging.getLogger("taskiq_supervise")
 
@@ -25,12 +25,11 @@ class _Process(logging.Filter):
 
 
 def configure(level: str, log_format: str, style: str) -> None:
-    """Log to stderr in the format that the workers use too. style: `text` or `json`."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter(style, log_format))
-    handler.addFilter(_Process())
+    """Log in the format that the workers use too. style: `text`, `json` or `journal`."""
+    output = handler(style, log_format)
+    output.addFilter(_Process())
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = [output]
     root.setLevel(level.upper())
 
 
@@ -81,6 +80,19 @@ class Journal:
             ),
             {"queue": transport.name},
         )
+
+    def listening(self, listening: Listening, workers: int) -> None:
+        """What was enforced, and why."""
+        where = f"on {', '.join(listening.endpoints)}" if listening.endpoints else "to its broker"
+        whom = "the only worker" if workers == 1 else f"all {workers} workers"
+        self._log(
+            logging.INFO,
+            f"listener: one process listens {where} for {whom}, because of "
+            f"{listening.broker} ({listening.reason})",
+            {"broker": listening.broker, "endpoints": list(listening.endpoints)},
+        )
+        for note in listening.notes:
+            self._log(logging.WARNING, f"listener: {note}", {"broker": listening.broker})
 
     def note(self, text: str, level: int = logging.INFO) -> None:
         self._log(level, text, {})
@@ -142,11 +154,13 @@ def _facts(report: Report) -> dict[str, object]:
 
 
 def _worker(slot: int, generation: int, pid: int) -> dict[str, object]:
-    return {"worker": slot, "gen": generation, **({"worker_pid": pid} if pid else {})}
+    who: dict[str, object] = {"listener": True} if slot == LISTENER else {"worker": slot}
+    return {**who, "gen": generation, **({"worker_pid": pid} if pid else {})}
 
 
 def _identity(slot: int | None, generation: int, pid: int) -> str:
-    return f"worker={slot} gen={generation}" + (f" pid={pid}" if pid else "")
+    who = "listener" if slot == LISTENER else f"worker={slot}"
+    return f"{who} gen={generation}" + (f" pid={pid}" if pid else "")
 
 
 _STOP = {

@@ -40,5 +40,7 @@ class Plan:
     log_level: str
     log_format: str
     log_style: str
-    """`text` or `json`."""
+    """`text`, `json` or `journal`."""
     watch: Watch | None = None
+    http: tuple[str, int] | None = None
+    """Where health is served; an empty host means all interfaces."""

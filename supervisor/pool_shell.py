@@ -10,18 +10,25 @@ import asyncio
 import os
 import random
 import signal
-import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
 from taskiq_supervise.ipc import Board, DeathCause, RunningTask
 from taskiq_supervise.supervisor import processes
 from taskiq_supervise.supervisor.core import messages as m
-from taskiq_supervise.supervisor.core.model import ExitStatus, Pool, Reason, Worker, new_pool
+from taskiq_supervise.supervisor.core.model import (
+    LISTENER,
+    ExitStatus,
+    Pool,
+    Reason,
+    Worker,
+    new_pool,
+)
 from taskiq_supervise.supervisor.core.policy import lower
 from taskiq_supervise.supervisor.core.step import step
+from taskiq_supervise.supervisor.core.transport import Transport
 from taskiq_supervise.supervisor.custody import Custody, CustodyRefused
 from taskiq_supervise.supervisor.journal import Journal
 from taskiq_supervise.supervisor.oom import OomMeter
@@ -31,6 +38,8 @@ from taskiq_supervise.supervisor.status import Tallies
 from taskiq_supervise.supervisor.worker_process import WorkerProcess
 from taskiq_supervise.supervisor.zygote import ZygoteProcess
 from taskiq_supervise.worker.config import WorkerConfig
+from taskiq_supervise.worker.journald import is_stderr_the_journal
+from taskiq_supervise.worker.log_handler import say_error
 
 # In-flight entries per worker on the board when the number of tasks is not limited.
 _UNLIMITED_TASKS = 1024
@@ -53,8 +62,10 @@ class PoolShell:
         oom: OomMeter,
         on_failure: Callable[[BaseException], None],
         descriptors: int,
+        admit: Callable[[int], None] | None = None,
     ) -> None:
-        """descriptors: the soft limit that workers get; 0: that of this process."""
+        """descriptors: the soft limit that workers get; 0: that of this process. admit: puts a
+        process, with all that it will fork, where workers belong."""
         self.plan = plan
         self.pool: Pool = new_pool(plan.settings)
         self.custody = Custody()
@@ -62,18 +73,26 @@ class PoolShell:
         self.finished: asyncio.Future[int] = loop.create_future()
         self.on_ready: Callable[[], None] | None = None
         """Called when a worker has become READY."""
+        self.on_change: Callable[[], None] | None = None
+        """Called after each event."""
+        self.on_reload_end: Callable[[str | None], None] | None = None
+        """Called with why it was rolled back, if it was."""
+        self.refusal: str | None = None
+        """Why it did not begin, in one line."""
         self._loop = loop
         self._instance = instance
         self._children = children
         self._oom = oom
         self._on_failure = on_failure
         self._descriptors = descriptors
+        self._admit = admit
         self._events: deque[m.Event] = deque()
         self._stepping = False
         self._timer: asyncio.TimerHandle | None = None
         self._workers: dict[tuple[int, int], WorkerProcess] = {}
         self._zygotes: dict[int, ZygoteProcess] = {}
         self._opening: set[asyncio.Task[None]] = set()
+        """Queues and endpoints that are taken, or let go."""
         self._last_reload = m.ReloadEnded(0, None, None)
         self._reloads: list[tuple[int, asyncio.Future[m.ReloadEnded]]] = []
         self.board = Board.create(
@@ -99,6 +118,8 @@ class PoolShell:
         finally:
             self._stepping = False
         self._set_timer()
+        if self.on_change is not None:
+            self.on_change()
 
     @property
     def fork_outstanding(self) -> bool:
@@ -177,15 +198,15 @@ class PoolShell:
             case m.StartZygote():
                 self._start_zygote(effect)
             case m.OpenQueue():
-                opening = self._loop.create_task(self._open_queue(effect))
-                self._opening.add(opening)
-                opening.add_done_callback(self._opening_done)
+                self._see_to(self._open_queue(effect))
             case m.EndZygote() if effect.generation in self._zygotes:
                 self._zygotes[effect.generation].end()
             case m.KillZygote() if effect.generation in self._zygotes:
                 self._zygotes[effect.generation].kill(dump=effect.dump)
             case m.ReloadEnded():
                 self._end_reloads(effect)
+                if self.on_reload_end is not None:
+                    self.on_reload_end(effect.error)
             case m.Finish() if not self.finished.done():
                 self._end_reloads(
                     m.ReloadEnded(self.pool.reloads + 1, "the supervisor stops", None)
@@ -194,16 +215,23 @@ class PoolShell:
 
     def _refuse(self, report: m.Report) -> None:
         """The last word of a start that failed: for whoever typed it, whatever the log's level."""
-        said = self.journal.refusal(report)
+        self.refusal = self.journal.refusal(report)
         if report.traceback is None:
-            sys.stderr.write(f"taskiq-supervise: {said}\n")
-        else:
-            app = self.plan.config.app
-            sys.stderr.write(f"taskiq-supervise: {app} cannot be loaded, it raised an exception\n")
-            sys.stderr.write(report.traceback.rstrip("\n") + "\n")
+            say_error(f"taskiq-supervise: {self.refusal}")
+            return
+        app = self.plan.config.app
+        self.refusal = f"{app} cannot be loaded: {report.detail}"
+        say_error(
+            f"taskiq-supervise: {app} cannot be loaded, it raised an exception\n"
+            + report.traceback.rstrip("\n")
+        )
+        if is_stderr_the_journal(os.environ):
+            # `systemctl status` shows the last lines, and those of a traceback may be many.
+            say_error(f"taskiq-supervise: {self.refusal}")
 
     def _end_reloads(self, ended: m.ReloadEnded) -> None:
         self._last_reload = ended
+        self._see_to(self._keep_what_is_used())
         waiting, self._reloads = self._reloads, []
         for number, future in waiting:
             if number > ended.number:
@@ -223,6 +251,7 @@ class PoolShell:
                 config,
                 self._zygote_said,
                 self._descriptors,
+                self._admit,
             )
         except OSError as error:
             self.post(m.ZygoteStuck(effect.generation, f"no process can be started: {error}"))
@@ -242,16 +271,35 @@ class PoolShell:
             self._children.sweep()  # an unknown zombie may have been waiting for this answer
 
     async def _open_queue(self, effect: m.OpenQueue) -> None:
-        first = self.custody.transport is None
+        before = self.custody.transport
         try:
             await self.custody.open(effect.transport, self._instance.name, self.plan.max_deliveries)
         except CustodyRefused as error:
             self.post(m.QueueRefused(effect.generation, str(error), error.exit_code))
             return
-        counts = self.custody.stats()
-        if counts is not None and first:
-            self.journal.queue(effect.transport, counts)
+        self._tell_what_was_opened(effect.transport, before)
         self.post(m.QueueOpened(effect.generation))
+        zygotes = (self.pool.zygote, *self.pool.others)
+        if effect.generation not in {zygote.generation for zygote in zygotes}:
+            await self._keep_what_is_used()  # it was given up meanwhile
+
+    def _tell_what_was_opened(self, now: Transport, before: Transport | None) -> None:
+        counts = self.custody.stats()
+        if counts is not None and before is None:
+            self.journal.queue(now, counts)
+        if now.listener is not None and (before is None or now.listener != before.listener):
+            self.journal.listening(now.listener, self.pool.target)
+
+    async def _keep_what_is_used(self) -> None:
+        """Let go of a queue and of endpoints that only other code had a use for."""
+        pool = self.pool
+        if pool.reload is None and not pool.stopping and pool.zygote.transport is not None:
+            await self.custody.keep(pool.zygote.transport)
+
+    def _see_to(self, what: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(what)
+        self._opening.add(task)
+        task.add_done_callback(self._opening_done)
 
     def _opening_done(self, task: "asyncio.Task[None]") -> None:
         self._opening.discard(task)
@@ -324,12 +372,16 @@ class PoolShell:
         match message:
             case {"event": "ready"}:
                 self.post(m.Ready(slot, generation))
+                if slot == LISTENER:
+                    # Who was there before may have died before it had told all.
+                    self._tell_listeners({"op": "settle"})
                 if self.on_ready is not None:
                     self.on_ready()
             case {"event": "boot_failed", "message": str(text), **rest}:
                 trace = rest.get("traceback")
                 shown = trace if isinstance(trace, str) else None
-                self.post(m.BootFailed(slot, generation, text, shown))
+                final = rest.get("kind") == "final"
+                self.post(m.BootFailed(slot, generation, text, shown, final))
             case {"event": "answer"}:
                 self.post(m.Answered(slot, generation))
             case {"event": "draining"}:
@@ -364,7 +416,7 @@ class PoolShell:
     def _bury(self, effect: m.Bury) -> None:
         cause = DeathCause(
             pid=effect.pid,
-            worker=effect.slot,
+            worker=None if effect.slot == LISTENER else effect.slot,
             signal=effect.status.signal,
             exit_code=effect.status.code,
             oom=effect.reason is Reason.OOM,
@@ -372,6 +424,15 @@ class PoolShell:
         )
         buried = self.custody.bury(effect.pid, cause)
         self.journal.burial(effect.slot, effect.generation, effect.pid, buried)
+        self._tell_listeners(self.custody.obituary(effect.pid, cause))
+        if buried.dead or buried.lost or buried.timed_out:
+            self._tell_listeners({"op": "settle"})
+
+    def _tell_listeners(self, message: Mapping[str, Any]) -> None:
+        """One that leaves may still be the one who has the queue."""
+        for (slot, _), process in self._workers.items():
+            if slot == LISTENER and process.child is not None:
+                process.link.send(message)
 
     # --- worker health ---------------------------------------------------------------------------
 

@@ -133,4 +133,5 @@ class Rounds:
             self._shell.post(m.Scale(target, "by itself"))
 
     def _ready(self) -> list[Worker]:
-        return [one for one in self._shell.pool.workers if one.state is WorkerState.READY]
+        """Of those that run tasks."""
+        return [one for one in self._shell.pool.crew if one.state is WorkerState.READY]

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ENVIRONMENT_VARIABLE = "TASKIQ_SUPERVISE_RUNTIME_DIR"
+SYSTEM = Path("/run/taskiq-supervise")
+"""Of root, and of services."""
 SOCKET_NAME = "control.sock"
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _BOARD = "board"
@@ -56,10 +58,29 @@ def runtime_directory(
     if given := environ.get("RUNTIME_DIRECTORY"):
         return Path(given.split(":")[0]).absolute()  # systemd; several are joined by colons
     if os.geteuid() == 0 if root is None else root:
-        return Path("/run/taskiq-supervise")
+        return SYSTEM
     if given := environ.get("XDG_RUNTIME_DIR"):
         return Path(given) / "taskiq-supervise"
     return Path(temporary or tempfile.gettempdir()) / f"taskiq-supervise-{os.geteuid()}"
+
+
+def runtime_directories() -> tuple[Path, ...]:
+    """Where this user looks for instances: in his own place, and among services."""
+    own = runtime_directory()
+    is_said = os.environ.get(ENVIRONMENT_VARIABLE) or os.environ.get("RUNTIME_DIRECTORY")
+    return (own,) if is_said or own == SYSTEM else (own, SYSTEM)
+
+
+def places() -> str:
+    """The same, for people."""
+    return " and ".join(map(str, runtime_directories()))
+
+
+def find(name: str) -> Path:
+    """The folder of an instance; where it would be, if there is none. Raises
+    RuntimeDirectoryError."""
+    folders = [base / check_instance_name(name) for base in runtime_directories()]
+    return next((folder for folder in folders if _may_be_asked(folder)), folders[0])
 
 
 def instance_name(app: str) -> str:
@@ -103,7 +124,7 @@ class Instance:
 
         Raises AlreadyRunning and RuntimeDirectoryError.
         """
-        folder = _usable(base or runtime_directory()) / check_instance_name(name)
+        folder = _usable(base or runtime_directory(), check_instance_name(name)) / name
         instance = cls(folder, _lock(folder))
         try:
             instance._clear()
@@ -161,13 +182,23 @@ def instances(base: Path | None = None) -> Iterator[Path]:
 
     What has a name that no instance can have is somebody else's.
     """
+    for directory in runtime_directories() if base is None else (base,):
+        try:
+            entries = sorted(directory.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for folder in entries:
+            if is_instance_name(folder.name) and _may_be_asked(folder):
+                yield folder
+
+
+def _may_be_asked(folder: Path) -> bool:
+    """An instance may be running there, of this user or for root to see."""
     try:
-        entries = sorted((base or runtime_directory()).iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for folder in entries:
-        if is_instance_name(folder.name) and (folder / SOCKET_NAME).exists():
-            yield folder
+        found = (folder / SOCKET_NAME).stat()
+    except OSError:  # there is none, or it is behind a closed door
+        return False
+    return os.geteuid() in (0, found.st_uid) or folder.parent != SYSTEM
 
 
 @contextmanager
@@ -184,10 +215,12 @@ def _short_path(directory: int) -> str:
     return f"/proc/self/fd/{directory}/{SOCKET_NAME}"
 
 
-def _usable(base: Path) -> Path:
-    """The runtime directory, made if need be, and ours to trust."""
+def _usable(base: Path, name: str) -> Path:
+    """The runtime directory, made if need be, ours to trust, and to make the instance's folder in,
+    unless that is there: systemd makes it for a service."""
     try:
-        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Services of other users have to get through root's to their own folders in it.
+        base.mkdir(mode=0o755 if base == SYSTEM else 0o700, parents=True, exist_ok=True)
         found, entry = base.stat(), base.lstat()
     except OSError as error:
         raise RuntimeDirectoryError(
@@ -204,7 +237,7 @@ def _usable(base: Path) -> Path:
             f"{stat.S_IMODE(found.st_mode):04o}: others could put their sockets there; "
             f"set {ENVIRONMENT_VARIABLE} to a directory that only you can write to"
         )
-    if not os.access(base, os.W_OK | os.X_OK):
+    if not os.access(base, os.W_OK | os.X_OK) and not os.access(base / name, os.W_OK | os.X_OK):
         raise RuntimeDirectoryError(
             f"the runtime directory {base} is not writable; "
             f"set {ENVIRONMENT_VARIABLE} to a directory that you may write to"

@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING, Any
 from setproctitle import setproctitle
 
 import taskiq_supervise
-from taskiq_supervise.supervisor import journal, processes, signals
+from taskiq_supervise.supervisor import cgroup, journal, processes, signals
 from taskiq_supervise.supervisor.control import CommandError, ControlServer
 from taskiq_supervise.supervisor.core import messages as m
 from taskiq_supervise.supervisor.core.model import EXIT_STOPPED, MAX_WORKERS, Settings
+from taskiq_supervise.supervisor.http import HealthServer
+from taskiq_supervise.supervisor.notify import Notifier
 from taskiq_supervise.supervisor.oom import OomMeter, find_counter
 from taskiq_supervise.supervisor.plan import Plan
 from taskiq_supervise.supervisor.pool_shell import PoolShell
 from taskiq_supervise.supervisor.rounds import Rounds
 from taskiq_supervise.supervisor.runtime import Instance
+from taskiq_supervise.supervisor.service_manager import Look, ServiceManager
 from taskiq_supervise.supervisor.status import PoolView, pool_status, worker_statuses
-from taskiq_supervise.supervisor.usage import UsageMeter
+from taskiq_supervise.supervisor.usage import Usage, UsageMeter
 from taskiq_supervise.worker.log_style import identify
 
 if TYPE_CHECKING:
@@ -36,8 +39,16 @@ if TYPE_CHECKING:
 class Supervisor:
     """One run, from the first event to the exit status. Lives on the loop that runs it."""
 
-    def __init__(self, plan: Plan, instance: Instance, descriptors: int) -> None:
-        """descriptors: the soft limit that workers get."""
+    def __init__(
+        self,
+        plan: Plan,
+        instance: Instance,
+        descriptors: int,
+        notifier: Notifier,
+        watchdog: float | None,
+    ) -> None:
+        """descriptors: the soft limit that workers get. watchdog: seconds between signs of life
+        that the service manager asks for, if it does."""
         self._plan = plan
         self._instance = instance
         self._loop = asyncio.get_running_loop()
@@ -46,14 +57,27 @@ class Supervisor:
         self._failed: asyncio.Future[int] = self._loop.create_future()
         self._children = processes.Children(self._loop, self._fork_outstanding)
         self._usage = UsageMeter()
-        oom = OomMeter(find_counter())
+        self._division = cgroup.divide()
+        counter = None if self._division is None else self._division.oom_counter
+        oom = OomMeter(counter or find_counter())
+        admit = None if self._division is None else self._admit
         self._pools = [
-            PoolShell(self._loop, pool, instance, self._children, oom, self._fail, descriptors)
+            PoolShell(
+                self._loop, pool, instance, self._children, oom, self._fail, descriptors, admit
+            )
             for pool in plan.pools
         ]
         self._rounds = [Rounds(self._loop, pool) for pool in self._pools]
         self._control = ControlServer(
             {"status": self._status, "reload": self._reload, "scale": self._scale}
+        )
+        self._health = HealthServer(lambda: self._describe({}))
+        self._service_manager = ServiceManager(
+            self._loop,
+            notifier,
+            watchdog,
+            lambda: [shell.pool for shell in self._pools],
+            lambda: [_look(shell) for shell in self._pools],
         )
         self._from_terminal = signals.has_terminal()
         self._watcher: Watcher | None = None
@@ -76,17 +100,28 @@ class Supervisor:
                 workers,
                 "" if workers == 1 else "s",
             )
+            if self._plan.http is not None:
+                await self._health.start(*self._plan.http)
+                where = ", ".join(self._health.addresses)
+                journal.logger.info("/healthz and /readyz are served on %s", where)
             if self._plan.watch is not None:
                 from taskiq_supervise.supervisor.watching import Watcher  # it takes a thread
 
                 watch = self._plan.watch
                 self._watcher = Watcher(watch.folders, watch.gitignore, self._files_changed)
+            self._service_manager.start()
             for pool in self._pools:
+                tell_of_reload = partial(self._service_manager.reload_ended, pool.plan.name)
+                pool.on_change, pool.on_reload_end = self._service_manager.changed, tell_of_reload
                 pool.finished.add_done_callback(partial(self._pool_finished, pool))
                 pool.post(m.Started())
             for rounds in self._rounds:
                 rounds.start()
-            return await self._until_all_have_ended()
+            code = await self._until_all_have_ended()
+            self._end_what_is_left()
+            refusals = (pool.refusal for pool in self._pools if pool.refusal is not None)
+            self._service_manager.ended(code, next(refusals, f"ended with status {code}"))
+            return code
         finally:
             await self._close()
 
@@ -173,6 +208,15 @@ class Supervisor:
     # --- control ---------------------------------------------------------------------------------
 
     def _status(self, _request: Mapping[str, Any]) -> dict[str, Any]:
+        there = {
+            worker.pid: worker.started
+            for shell in self._pools
+            for worker in shell.pool.workers
+            if worker.alive
+        }
+        return self._describe(self._usage.measure(there, self._loop.time()))
+
+    def _describe(self, measured: Mapping[int, Usage]) -> dict[str, Any]:
         now = self._loop.time()
         views = [
             PoolView(
@@ -185,16 +229,7 @@ class Supervisor:
             )
             for shell in self._pools
         ]
-        pools = [pool_status(view) for view in views]
-        measured = self._usage.measure(
-            {
-                worker.pid: worker.started
-                for view in views
-                for worker in view.pool.workers
-                if worker.alive
-            },
-            now,
-        )
+        pools = [pool_status(view, measured, now) for view in views]
         return {
             "name": self._instance.name,
             "pid": os.getpid(),
@@ -244,7 +279,8 @@ class Supervisor:
         if not least <= workers <= most:
             raise CommandError(f"{workers} workers are not between {least} and {most}")
         if shell.pool.broadcast is not None and workers > 1:
-            raise CommandError(f"its broker serves one worker only: {shell.pool.broadcast}")
+            why = shell.pool.broadcast
+            raise CommandError(f"its broker serves one worker without a listener: {why}")
         if shell.pool.stopping:
             raise CommandError("it is stopping")
         shell.post(m.Scale(workers, "by command"))
@@ -260,6 +296,8 @@ class Supervisor:
         return found
 
     async def _close(self) -> None:
+        self._service_manager.close()
+        await self._health.close()
         if self._watcher is not None:
             self._watcher.close()
         for rounds in self._rounds:
@@ -270,16 +308,46 @@ class Supervisor:
         self._children.close()
         signals.remove(self._loop)
 
+    # --- the control group -----------------------------------------------------------------------
 
-def supervise(plan: Plan, instance: Instance) -> int:
-    """Run a supervisor until it is done; returns its exit status. Raises OSError, WatchError."""
+    def _admit(self, pid: int) -> None:
+        assert self._division is not None
+        try:
+            self._division.admit(pid)
+        except OSError as error:
+            journal.logger.warning("pid %d stays in the supervisor's control group: %s", pid, error)
+
+    def _end_what_is_left(self) -> None:
+        """What tasks have started, and what has left its process group, would outlive us."""
+        left = [] if self._division is None else self._division.end_workers()
+        if left:
+            journal.logger.warning("killed what tasks have left behind: %s", ", ".join(left))
+
+
+def supervise(
+    plan: Plan, instance: Instance, notifier: Notifier, watchdog: float | None = None
+) -> int:
+    """Run a supervisor until it is done; returns its exit status.
+
+    watchdog: seconds between signs of life to the service manager. Raises OSError, WatchError,
+    CannotListen.
+    """
 
     async def main() -> int:
         descriptors = processes.raise_descriptor_limit()
-        return await Supervisor(plan, instance, descriptors).supervise()
+        supervisor = Supervisor(plan, instance, descriptors, notifier, watchdog)
+        return await supervisor.supervise()
 
     identify(instance=instance.name)
     return asyncio.run(main())
+
+
+def _look(shell: PoolShell) -> Look:
+    pool, tallies, counts = shell.pool, shell.tallies, shell.custody.stats()
+    views = [tallies.view(worker) for worker in pool.crew if worker.alive]
+    running = sum(len(view.running) for view in views if view is not None)
+    queued = None if counts is None else counts["ready"]
+    return Look(pool, queued, running, tallies.total(pool.crew))
 
 
 _PHASES = ("starting", "stopping", "running", "stopped")

@@ -13,8 +13,10 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from taskiq_supervise import __version__
 from taskiq_supervise.supervisor.core import messages as m
 from taskiq_supervise.supervisor.core.model import ExitStatus
+from taskiq_supervise.supervisor.core.transport import Listening, Transport
 from taskiq_supervise.supervisor.links import Channel
 from taskiq_supervise.supervisor.processes import Children, spawn
 
@@ -35,6 +37,13 @@ def understand(message: Mapping[str, Any], generation: int) -> m.Event:
 
 def _understand(message: Mapping[str, Any], generation: int) -> m.Event:
     match message["op"]:
+        case "loaded" if message["version"] != __version__:
+            # Each of its workers would be, too: what one process writes another reads otherwise.
+            text = (
+                f"it imports taskiq-supervise {message['version']} and the supervisor is "
+                f"{__version__}: restart the service instead of reloading it"
+            )
+            return m.ZygoteLoadFailed(generation, message=text)
         case "loaded":
             return m.ZygoteLoaded(
                 generation,
@@ -66,18 +75,35 @@ def _understand(message: Mapping[str, Any], generation: int) -> m.Event:
     raise ValueError("unknown op")
 
 
-def _transport(described: Mapping[str, Any]) -> m.Transport:
-    if described["kind"] == "broker":
-        return m.Transport("broker", str(described["class"]))
-    if described["kind"] != "shm":
-        raise ValueError(f"unknown transport {described['kind']!r}")
-    return m.Transport(
-        "shm",
+def _transport(described: Mapping[str, Any]) -> Transport:
+    kind = described["kind"]
+    if kind == "broker":
+        return Transport("broker", str(described["class"]))
+    if kind not in {"shm", "listener"}:
+        raise ValueError(f"unknown transport {kind!r}")
+    return Transport(
+        kind,
         name=str(described["name"]),
         directory=str(described["directory"]),
         geometry=dict(described.get("geometry") or {}),
         mode=int(described.get("mode", 0o600)),
         group=described.get("group"),
+        listener=_listening(described) if kind == "listener" else None,
+    )
+
+
+def _listening(described: Mapping[str, Any]) -> Listening:
+    store = described["store"]
+    if store not in {"shm", "zmq"}:
+        raise ValueError(f"unknown store {store!r}")
+    return Listening(
+        broker=str(described["broker"]),
+        cls=str(described["class"]),
+        reason=str(described["reason"]),
+        endpoints=tuple(map(str, described["endpoints"])),
+        own=bool(described["own"]),
+        notes=tuple(map(str, described["notes"])),
+        store=store,
     )
 
 
@@ -92,8 +118,10 @@ class ZygoteProcess:
         config: Mapping[str, Any],
         post: Callable[[m.Event], None],
         descriptors: int,
+        admit: Callable[[int], None] | None = None,
     ) -> None:
-        """descriptors: its soft limit, 0: ours."""
+        """descriptors: its soft limit, 0: ours. admit: called with its pid before it has loaded
+        anything."""
         self.generation = generation
         self._loop = loop
         self._post = post
@@ -110,6 +138,8 @@ class ZygoteProcess:
             theirs.close()
             if spare >= 0:
                 os.close(spare)
+        if admit is not None:
+            admit(pid)
         self._channel = Channel(loop, ours, self._on_message, self._on_end)
         self._child = children.adopt(pid, self._on_exit)
         self._channel.start()

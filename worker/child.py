@@ -28,7 +28,8 @@ from taskiq_supervise.worker.process import (
     set_title,
     tie_to,
 )
-from taskiq_supervise.worker.runtime import BOOT_FAILED, INTERNAL_ERROR, Worker
+from taskiq_supervise.worker.runtime import Worker
+from taskiq_supervise.worker.subordinate import BOOT_FAILED, INTERNAL_ERROR
 
 logger = logging.getLogger("taskiq_supervise.worker")
 
@@ -70,16 +71,21 @@ def become_worker(
     # A blocked loop never hears the death signal, and must not outlive the supervisor either.
     guard_parent(order.supervisor_pid, config.shutdown_timeout + END_PATIENCE)
     be_more_expendable()
-    # The guard has a thread, which keeps what the supervisor has: these are set per thread.
-    be_nice(config.nice)
-    if config.pin:
-        pin_to_cpu(order.slot)
     reseed()
     pool = {"pool": order.pool} if order.pool else {}
-    log_style.identify(instance=order.instance, **pool, worker=order.slot, gen=order.generation)
-    set_title(f"worker {order.slot}", config.app)
     of = f"{order.pool}/" if order.pool else ""
-    multiprocessing.current_process().name = f"{of}worker-{order.slot}"
+    if order.is_listener:
+        log_style.identify(instance=order.instance, **pool, listener=True, gen=order.generation)
+        set_title("listener", config.app)
+        multiprocessing.current_process().name = f"{of}listener"
+    else:
+        # The guard has a thread, which keeps what the supervisor has: these are set per thread.
+        be_nice(config.nice)
+        if config.pin:
+            pin_to_cpu(order.slot)
+        log_style.identify(instance=order.instance, **pool, worker=order.slot, gen=order.generation)
+        set_title(f"worker {order.slot}", config.app)
+        multiprocessing.current_process().name = f"{of}worker-{order.slot}"
     leave_with(lambda: _work(order, link, descriptors, config, application), link)
 
 
@@ -96,15 +102,12 @@ def _work(
         except ApplicationError as error:
             link.say("boot_failed", kind="import", message=error.message, traceback=error.traceback)
             return BOOT_FAILED
-    worker = Worker(
-        application,
-        config,
-        link,
-        order,
-        Board.open(order.board).writer(order.seat),
-        descriptors,
-    )
-    return worker.run()
+    board = Board.open(order.board).writer(order.seat)
+    if order.is_listener:
+        from taskiq_supervise.worker.listener.process import Listener  # workers do without it
+
+        return Listener(application, config, link, order, board, descriptors).run()
+    return Worker(application, config, link, order, board, descriptors).run()
 
 
 def leave_with(work: Callable[[], int], link: Link | None = None) -> NoReturn:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 LOG_FORMAT = "[%(asctime)s][%(name)s][%(levelname)-7s][%(processName)s] %(message)s"
-LOG_STYLES = ("text", "json")
+LOG_STYLES = ("text", "json", "journal")
 LOG_LEVELS = ("CRITICAL", "FATAL", "ERROR", "WARNING", "WARN", "INFO", "DEBUG", "NOTSET")
 LONGEST = 2.0**33
 """Seconds, 272 years: the longest time that anything may be said to last."""
+TRANSPORTS = ("shm", "zmq")
 ACK_TYPES = ("when_received", "when_executed", "when_saved", "manual")
 
 
@@ -59,6 +60,12 @@ class WorkerConfig:
     receiver_arg: tuple[tuple[str, str], ...] = ()
     workers: int = 2
     instance: str = ""
+    pool: str = ""
+    """Empty for the only one of an instance."""
+    single_listener: bool | None = None
+    """One process listens to the broker, for all workers; None: where it has to be so."""
+    transport: str = "shm"
+    """What lies between such a process and the workers: shared memory, or ZeroMQ."""
     preload: bool = True
     """The zygote imports the application once; else each worker does it for itself."""
 
@@ -73,6 +80,10 @@ class WorkerConfig:
             )
         if self.ack_type.lower() not in ACK_TYPES:
             raise ConfigError(f"ack_type is {self.ack_type!r}, not one of {', '.join(ACK_TYPES)}")
+        if self.transport not in TRANSPORTS:
+            raise ConfigError(
+                f"transport is {self.transport!r}, not one of {', '.join(TRANSPORTS)}"
+            )
         for name in ("max_prefetch", "max_async_tasks_jitter", "shutdown_timeout"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, less than 0")

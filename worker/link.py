@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from taskiq_supervise.ipc.framing import FramingError, LineDecoder, send
@@ -42,16 +42,25 @@ class Link:
         except OSError as error:  # the supervisor is gone; the end of the link says so, too
             logger.debug("The supervisor does not hear %r: %s", event, error)
 
-    def listen(self, on_order: Callable[[str], None], on_end: Callable[[], None]) -> None:
-        """Calls back on the running loop: for each order, and when the supervisor is gone."""
+    def listen(
+        self,
+        on_order: Callable[[str], None],
+        on_end: Callable[[], None],
+        on_gone: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        """Calls back on the running loop: for each order, and when the supervisor is gone.
+
+        on_gone: with what is said of each worker that was buried; only listeners are told.
+        """
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._socket, self._receive, loop, on_order, on_end)
+        loop.add_reader(self._socket, self._receive, loop, on_order, on_end, on_gone)
 
     def _receive(
         self,
         loop: asyncio.AbstractEventLoop,
         on_order: Callable[[str], None],
         on_end: Callable[[], None],
+        on_gone: Callable[[Mapping[str, Any]], None] | None,
     ) -> None:
         try:
             data = self._socket.recv(65536)
@@ -62,7 +71,10 @@ class Link:
             logger.error("The link to the supervisor broke: %s", error)
             data, orders = b"", []
         for order in orders:
-            on_order(str(order.get("op")))
+            if order.get("op") != "gone":
+                on_order(str(order.get("op")))
+            elif on_gone is not None:
+                on_gone(order)
         if not data:
             loop.remove_reader(self._socket)
             on_end()

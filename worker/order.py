@@ -27,6 +27,11 @@ class ForkOrder:
     """The supervisor's place in the queue; 0 if there is none."""
     supervisor_pid: int
 
+    @property
+    def is_listener(self) -> bool:
+        """Of the process that listens for all workers; their slots are 0 and up."""
+        return self.slot < 0
+
     @classmethod
     def from_message(cls, message: Mapping[str, Any]) -> "ForkOrder":
         """Raises KeyError, ValueError or TypeError for a message that is none."""

@@ -14,8 +14,8 @@ import sys
 
 import setproctitle
 
-from taskiq_supervise.worker import log_style
 from taskiq_supervise.worker.config import WorkerConfig
+from taskiq_supervise.worker.log_handler import handler
 
 logger = logging.getLogger("taskiq_supervise.worker")
 
@@ -33,16 +33,14 @@ def configure_logging(config: WorkerConfig) -> None:
     """As `taskiq worker` does: where the application has set handlers, they stay alone."""
     level = config.log_level.upper()
     if config.configure_logging:
-        handler = logging.StreamHandler()
-        handler.setFormatter(log_style.formatter(config.log_style, config.log_format))
-        logging.basicConfig(level=level, handlers=[handler])
+        logging.basicConfig(level=level, handlers=[handler(config.log_style, config.log_format)])
     logging.getLogger("taskiq").setLevel(level)
 
 
 def flush_output() -> None:
     """What is still in buffers: a fork would write it twice, `os._exit` not at all."""
-    for handler in logging.root.handlers:
-        handler.flush()
+    for output in logging.root.handlers:
+        output.flush()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             try:

@@ -10,12 +10,13 @@ import multiprocessing
 import os
 import signal
 import struct
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
+from taskiq_supervise.worker.log_style import current_task
 from taskiq_supervise.worker.process import reset_signals, set_death_signal
 
 _NUMBER = struct.Struct("=Q")
@@ -40,6 +41,10 @@ class ProcessPool(ProcessPoolExecutor):
         self._on_begin = on_begin
         asyncio.get_running_loop().add_reader(self._inner.fileno(), self._hear)
 
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        """Lines that are logged there say which task they are about."""
+        return super().submit(_run_about, current_task.get(), fn, *args, **kwargs)
+
     @staticmethod
     def numbered(target: Callable[..., Any], number: int) -> Callable[..., Any]:
         """What to run in it instead of `target`, so that its beginning is said."""
@@ -48,6 +53,13 @@ class ProcessPool(ProcessPoolExecutor):
     def _hear(self) -> None:
         for (number,) in _NUMBER.iter_unpack(os.read(self._inner.fileno(), 512 * _NUMBER.size)):
             self._on_begin(number)
+
+
+def _run_about(
+    task: Mapping[str, Any] | None, target: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    current_task.set(task)
+    return target(*args, **kwargs)
 
 
 def _say_and_run(number: int, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

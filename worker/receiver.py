@@ -1,9 +1,10 @@
 """taskiq's receiver under supervision: what runs is known, and can be given back.
 
-For a SharedMemoryBroker it owns the way from the queue to the task: it claims only what it has room
-to run, one asyncio task per message, and every message ends somehow (taskiq's own receiver drops
-what it cannot parse). Executing stays taskiq's `run_task`, with its dependencies, middlewares,
-timeouts and labels. For any other broker the way is taskiq's as well, and `run_task` is watched.
+Where the messages come from a queue of ours, a SharedMemoryBroker's or the pool's feed, it owns the
+way from there to the task: it claims only what it has room to run, one asyncio task per message,
+and every message ends somehow (taskiq's own receiver drops what it cannot parse). Executing stays
+taskiq's `run_task`, with its dependencies, middlewares, timeouts and labels. For any other broker
+the way is taskiq's as well, and `run_task` is watched.
 
 A task whose worker died runs alone from its second start on: if it kills this worker too, it takes
 no neighbour with it. Alone means that nobody else makes progress: a neighbour that only waits for a
@@ -27,11 +28,14 @@ from taskiq_supervise.broker.attachment import Attachment
 from taskiq_supervise.broker.delivery import Delivery, current_delivery
 from taskiq_supervise.broker.errors import QueueNotStartedError
 from taskiq_supervise.broker.labels import mark_delivered
-from taskiq_supervise.broker.outcomes import error_result
+from taskiq_supervise.broker.listening import keeps_results
+from taskiq_supervise.broker.outcomes import dead_letter, error_result
+from taskiq_supervise.broker.queue_broker import QueueBroker
 from taskiq_supervise.broker.results import complete
 from taskiq_supervise.broker.shared_memory import SharedMemoryBroker
 from taskiq_supervise.ipc import DeadReason, LeaseLost
 from taskiq_supervise.worker.failpoint import failpoint
+from taskiq_supervise.worker.log_style import current_task
 from taskiq_supervise.worker.tracking import TrackingReceiver
 
 logger = logging.getLogger("taskiq_supervise.worker")
@@ -61,18 +65,18 @@ class SupervisedReceiver(TrackingReceiver):
 
     async def listen(self, finish_event: asyncio.Event) -> None:
         """Runs tasks until the event is set and those that run by then have ended."""
-        broker = self._own_broker()
-        if broker is None:
+        feed = self._own_way()
+        if feed is None:
             self._announce()
             await super().listen(finish_event)
             return
         if self.run_startup:
-            await broker.startup()
-        attachment = await broker.attached()
+            await self.broker.startup()
+        attachment = await feed.attached()
         if attachment is None:
-            raise QueueNotStartedError(queue=broker.name, reason=broker.why_not_started())
+            raise QueueNotStartedError(queue=feed.name, reason=feed.why_not_started())
         self._finish = finish_event
-        taking = self._taking = asyncio.create_task(self._take(attachment, broker))
+        taking = self._taking = asyncio.create_task(self._take(attachment))
         finishing = asyncio.create_task(finish_event.wait())
         try:
             # Until it has asked for its first message, a worker is not counted as one that is free,
@@ -97,46 +101,49 @@ class SupervisedReceiver(TrackingReceiver):
         if self.on_listening is not None:
             self.on_listening()
 
-    def _own_broker(self) -> SharedMemoryBroker | None:
-        """The broker, if the way from its queue is ours: a receiver with own ways keeps them."""
-        broker = self.broker
-        if not isinstance(broker, SharedMemoryBroker):
+    def _own_way(self) -> SharedMemoryBroker | None:
+        """The feed, if the way from it is ours: a receiver with own ways keeps them."""
+        feed = self.feed
+        if feed is None:
             return None
-        if type(broker).listen is not SharedMemoryBroker.listen:
+        if feed is self.broker and type(feed).listen is not SharedMemoryBroker.listen:
             return None
         base = super()
         for name in _WAYS:
             if getattr(base, name).__func__ is not getattr(Receiver, name):
                 return None
-        return broker
+        return feed
 
-    async def _take(self, attachment: Attachment, broker: SharedMemoryBroker) -> None:
+    async def _take(self, attachment: Attachment) -> None:
         taken = 0
         while not self.max_tasks_to_execute or taken < self.max_tasks_to_execute:
             if self.sem is not None:
                 await self.sem.acquire()
             try:
-                delivery = await self._next(attachment, broker)
+                delivery = await self._next(attachment)
             except BaseException:
                 if self.sem is not None:
                     self.sem.release()
                 raise
             taken += 1
-            task = asyncio.create_task(self._process(delivery, broker))
+            task = asyncio.create_task(self._process(delivery))
             self._in_flight[task] = delivery
             task.add_done_callback(self._processed)
             # It begins before the next one is claimed.
             await asyncio.sleep(0)
         logger.info("Max number of tasks executed.")
 
-    async def _next(self, attachment: Attachment, broker: SharedMemoryBroker) -> Delivery:
+    async def _next(self, attachment: Attachment) -> Delivery:
         while True:
-            await self._until(self._may_take)
+            if not self._may_take():
+                await self._until(self._may_take)
             lease = await attachment.claim()
             failpoint("claim.after")
-            delivery = attachment.take(lease, keep=broker.keeps_results, on_change=self._changed)
+            keep = keeps_results(self.broker)
+            delivery = attachment.take(lease, keep=keep, on_change=self._changed)
             try:
-                await self._until(self._may_take)
+                if not self._may_take():
+                    await self._until(self._may_take)
                 if lease.attempt == 0:
                     return delivery
                 if await self._is_quiet(attachment):
@@ -202,30 +209,34 @@ class SupervisedReceiver(TrackingReceiver):
 
     # --- one message -----------------------------------------------------------------------------
 
-    async def _process(self, delivery: Delivery, broker: SharedMemoryBroker) -> None:
+    async def _process(self, delivery: Delivery) -> None:
         current_delivery.set(delivery)
         try:
-            await self._handle(delivery, broker)
+            await self._handle(delivery)
         except LeaseLost as error:
             delivery.lost(error)
         except Exception as error:
             # A middleware, or a label that says nothing. taskiq leaves such a message to its
             # broker for good; here somebody may be waiting for the result.
             logger.exception("Task %s failed outside of its function", delivery.task_id)
-            await self._fail(delivery, broker, error)
+            await self._fail(delivery, error)
         finally:
             delivery.finished = True
 
-    async def _handle(self, delivery: Delivery, broker: SharedMemoryBroker) -> None:
+    async def _handle(self, delivery: Delivery) -> None:
+        broker = self.broker
         try:
             message = broker.formatter.loads(delivery.payload)
             message.parse_labels()
-            mark_delivered(message)  # for a formatter that does not
+            if isinstance(broker, QueueBroker):
+                mark_delivered(message)  # for a formatter that does not
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             logger.error("Message %s is put aside: not parsable: %s", delivery.task_id, reason)
-            delivery.dead_letter(DeadReason.UNPARSABLE, reason)
+            await self._put_aside(delivery, DeadReason.UNPARSABLE, reason)
             return
+        # For what is logged about it around its run, too; this asyncio task is its own.
+        current_task.set({"task_id": message.task_id, "task_name": message.task_name})
         task = broker.find_task(message.task_name)
         if task is None:
             logger.error(
@@ -233,7 +244,7 @@ class SupervisedReceiver(TrackingReceiver):
                 delivery.task_id,
                 message.task_name,
             )
-            delivery.dead_letter(DeadReason.UNKNOWN_TASK, message.task_name)
+            await self._put_aside(delivery, DeadReason.UNKNOWN_TASK, message.task_name)
             return
         for middleware in broker.middlewares:
             if middleware.__class__.pre_execute != TaskiqMiddleware.pre_execute:
@@ -252,7 +263,7 @@ class SupervisedReceiver(TrackingReceiver):
         result = await self.run_task(task.original_func, message, AckController(delivery.ack))
         if ack_time is AcknowledgeType.WHEN_EXECUTED:
             await self._acknowledge(delivery)
-        await self._save(broker, message, result)
+        await self._save(message, result)
         if delivery.manual and not delivery.acked:
             logger.warning(
                 "Task %s ended without acknowledging (ack_type is manual): it stays taken until it "
@@ -270,19 +281,22 @@ class SupervisedReceiver(TrackingReceiver):
         await delivery.ack()
         failpoint("ack.after")
 
-    async def _save(
-        self,
-        broker: SharedMemoryBroker,
-        message: TaskiqMessage,
-        result: TaskiqResult[Any],
-    ) -> None:
+    async def _put_aside(self, delivery: Delivery, reason: DeadReason, detail: str) -> None:
+        if self.feed is not self.broker and not keeps_results(self.broker):
+            # Who waits asks a result backend that never sees the queue.
+            error = dead_letter(delivery.task_id, reason, detail, delivery.lease.attempt)
+            await self._set_result(delivery.task_id, error_result(error))
+        delivery.dead_letter(reason, detail)
+
+    async def _save(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+        broker = self.broker
         for middleware in reversed(broker.middlewares):
             if middleware.__class__.post_execute != TaskiqMiddleware.post_execute:
                 await maybe_awaitable(middleware.post_execute(message, result))
         if isinstance(result.error, NoResultError):
             return
         failpoint("save.before")
-        saved = await self._set_result(broker, message.task_id, result)
+        saved = await self._set_result(message.task_id, result)
         failpoint("save.after")
         if not saved:
             return
@@ -295,32 +309,31 @@ class SupervisedReceiver(TrackingReceiver):
                 "A middleware failed after the result of %s was saved", message.task_id
             )
 
-    async def _set_result(
-        self, broker: SharedMemoryBroker, task_id: str, result: TaskiqResult[Any]
-    ) -> bool:
+    async def _set_result(self, task_id: str, result: TaskiqResult[Any]) -> bool:
         """False: another result backend failed, and taskiq goes on as if it had not."""
         try:
-            await broker.result_backend.set_result(task_id, result)
+            await self.broker.result_backend.set_result(task_id, result)
         except Exception:
-            if broker.keeps_results:
+            if keeps_results(self.broker):
                 raise
             logger.exception("Can't set result in result backend.")
             return False
         return True
 
-    async def _fail(self, delivery: Delivery, broker: SharedMemoryBroker, error: Exception) -> None:
+    async def _fail(self, delivery: Delivery, error: Exception) -> None:
         """Ends a message with an error where nothing else has."""
         delivery.manual = False
+        broker = self.broker
         try:
             if not delivery.ended:
                 if not delivery.started:
                     delivery.start()
                 failed = error_result(error)
-                if broker.keeps_results:
+                if isinstance(broker, QueueBroker) and broker.keeps_results:
                     # Not by way of the result backend, which may be what failed.
                     await complete(delivery, failed, broker)
                 else:
-                    await self._set_result(broker, delivery.task_id, failed)
+                    await self._set_result(delivery.task_id, failed)
                 delivery.finish()
         except LeaseLost as lost:
             delivery.lost(lost)

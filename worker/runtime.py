@@ -1,49 +1,40 @@
 """A worker's life: broker up, ready, tasks, drained or stopped, broker down.
 
-One loop (uvloop), on which everything is an event: messages, signals, orders of the supervisor, the
-end of its link. Drain: take nothing more, finish what runs. Stop: give back what runs, now. Neither
-loses a task, and neither costs it a start.
+Drain: take nothing more, finish what runs. Stop: give back what runs, now. Neither loses a task,
+and neither costs it a start.
 """
 
 import asyncio
 import logging
 import os
-import signal
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import uvloop
 from taskiq.acks import AcknowledgeType
 
-from taskiq_supervise.broker.shared_memory import SharedMemoryBroker
 from taskiq_supervise.ipc import BoardWriter
-from taskiq_supervise.worker.application import Application, user_traceback
+from taskiq_supervise.worker.application import Application
 from taskiq_supervise.worker.config import WorkerConfig
 from taskiq_supervise.worker.deadlines import Deadlines
 from taskiq_supervise.worker.failpoint import failpoint
+from taskiq_supervise.worker.feed import feed_for, take_from
 from taskiq_supervise.worker.link import Link
 from taskiq_supervise.worker.order import Descriptors, ForkOrder
 from taskiq_supervise.worker.process_pool import ProcessPool
 from taskiq_supervise.worker.receiver import SupervisedReceiver, supervised
-from taskiq_supervise.worker.stacks import dump_tasks
+from taskiq_supervise.worker.subordinate import BOOT_FAILED, INTERNAL_ERROR, Subordinate
+from taskiq_supervise.worker.zeromq_context import close_context, renew_context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from taskiq_supervise.broker.attachment import Attachment
 
 logger = logging.getLogger("taskiq_supervise.worker")
 
-INTERNAL_ERROR = 1
-BOOT_FAILED = 3
-
-HEARTBEAT = 1.0
-"""Seconds. Costs some 30 µs each: four idle workers stay below 0.2 ms of CPU per second."""
 GIVE_BACK_PATIENCE = 1.0
 """Seconds that the `finally` blocks of async tasks have when they are given back."""
 
 
-class Worker:
+class Worker(Subordinate):
     """One worker process, from the moment it has its application."""
 
     def __init__(
@@ -55,35 +46,15 @@ class Worker:
         board: BoardWriter,
         descriptors: Descriptors,
     ) -> None:
+        super().__init__(link, order, board, descriptors)
         self._application = application
         self._broker = application.broker
         self._config = config
-        self._link = link
-        self._order = order
-        self._board = board
-        self._descriptors = descriptors
+        self._feed = feed_for(self._broker, config)
         self._ran = 0
         self._attachment: Attachment | None = None
-        self._ordered = False
-        """The supervisor wants this worker to stop, or is gone."""
-        self._go: asyncio.Event
-        self._finish: asyncio.Event
-        self._stop: asyncio.Event
-
-    def run(self) -> int:
-        """The exit status: 0, INTERNAL_ERROR or BOOT_FAILED."""
-        # Not uvloop.run(): closing the loop would wait for tasks that are given back, which never
-        # return, and for threads that run them. The process ends instead.
-        loop = uvloop.new_event_loop()
-        asyncio.set_event_loop(loop)
-        return loop.run_until_complete(self._live())
 
     async def _live(self) -> int:
-        self._go = asyncio.Event()
-        self._finish = asyncio.Event()
-        self._stop = asyncio.Event()
-        self._handle_signals()
-        self._link.listen(self._obey, self._stop_as_ordered)
         if not await self._boot():
             return 0 if self._stop.is_set() or self._finish.is_set() else BOOT_FAILED
         failpoint("boot.after")
@@ -96,30 +67,21 @@ class Worker:
         if not await self._go_ahead():
             await self._shut_down()
             return 0
-        # Not before: should nobody know of us, the seat may be another's.
-        self._board.reset(os.getpid(), self._order.generation)
-        self._beat(self._board.beat)
+        self._be_seen()
         return await self._work(receiver)
-
-    async def _go_ahead(self) -> bool:
-        """Waits until the supervisor knows of us: else a task that we took could be taken twice.
-
-        The zygote may die before it has answered, and then nobody looks after us.
-        """
-        waiters = [
-            asyncio.ensure_future(event.wait()) for event in (self._go, self._finish, self._stop)
-        ]
-        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
-        for waiter in waiters:
-            waiter.cancel()
-        return self._go.is_set() and not self._stop.is_set()
 
     async def _boot(self) -> bool:
         """False: the broker did not start, or was not let."""
         self._broker.is_worker_process = True
-        if isinstance(self._broker, SharedMemoryBroker):
-            self._broker.guardian = self._order.guardian
-            self._broker.worker_slot = self._order.slot
+        renew_context(self._broker)
+        if self._feed is not None:
+            self._feed.is_worker_process = True
+            self._feed.guardian = self._order.guardian
+            self._feed.worker_slot = self._order.slot
+            if self._config.transport == "zmq":
+                from taskiq_supervise.worker.hub_feed import hub_base
+
+                self._feed.directory = hub_base(self._order.board)
         booting = asyncio.ensure_future(self._start_up())
         leaving = [asyncio.ensure_future(event.wait()) for event in (self._finish, self._stop)]
         await asyncio.wait([booting, *leaving], return_when=asyncio.FIRST_COMPLETED)
@@ -131,8 +93,8 @@ class Worker:
             return False
         error = booting.result()
         if error is None:
-            if isinstance(self._broker, SharedMemoryBroker):
-                self._attachment = await self._broker.attached()
+            if self._feed is not None:
+                self._attachment = await self._feed.attached()
             return True
         self._say_boot_failed("broker.startup() failed", error)
         return False
@@ -140,20 +102,15 @@ class Worker:
     async def _start_up(self) -> BaseException | None:
         """What it raised: raised again, a SystemExit would end the loop with nothing said."""
         try:
+            if self._feed is not None and self._feed is not self._broker:
+                take_from(self._broker, self._feed)
+                await self._feed.startup()
             await self._broker.startup()
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             return error
         return None
-
-    def _say_boot_failed(self, what: str, error: BaseException) -> None:
-        text = str(error).strip()
-        message = f"{what}: {type(error).__name__}"
-        message += f": {text.splitlines()[0]}" if text else ""
-        self._link.say(
-            "boot_failed", kind="startup", message=message, traceback=user_traceback(error)
-        )
 
     async def _work(self, receiver: SupervisedReceiver) -> int:
         listening = asyncio.ensure_future(receiver.listen(self._finish))
@@ -181,11 +138,20 @@ class Worker:
         """The broker's shutdown; a queue with tasks that still run stays open until our end."""
         timeout = self._config.shutdown_timeout
         try:
-            await asyncio.wait_for(self._broker.shutdown(), timeout)
+            await asyncio.wait_for(self._shut_down_brokers(), timeout)
         except (TimeoutError, asyncio.TimeoutError):
             logger.warning("broker.shutdown() did not end within %s s", timeout)
         except Exception:
             logger.exception("broker.shutdown() failed")
+
+    async def _shut_down_brokers(self) -> None:
+        try:
+            await self._broker.shutdown()
+        finally:
+            close_context(self._broker)
+            # Last: the end of the application may send tasks.
+            if self._feed is not None and self._feed is not self._broker:
+                await self._feed.shutdown()
 
     def _receiver(self) -> SupervisedReceiver:
         config = self._config
@@ -203,6 +169,7 @@ class Worker:
             ack_type=AcknowledgeType(config.ack_type.lower()),
             **arguments,
         )
+        receiver.feed = self._feed
         receiver.board = self._board
         receiver.deadlines = deadlines
         receiver.task_timeout = config.task_timeout
@@ -216,31 +183,11 @@ class Worker:
 
     # --- what it says ----------------------------------------------------------------------------
 
-    def _be_ready(self) -> None:
-        failpoint("ready.before")
-        self._link.say("ready")
-        failpoint("ready.after")
-
     def _count(self) -> None:
         """A task has ended. It works on until it is told to drain: its replacement comes first."""
         self._ran += 1
         if self._ran == self._order.max_tasks:
             self._link.say("worn", why="tasks")
-
-    # --- what is asked of it ---------------------------------------------------------------------
-
-    def _handle_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._terminate)
-        loop.add_signal_handler(signal.SIGINT, self._drain)
-        # Not through the loop, which may be what hangs.
-        signal.signal(signal.SIGQUIT, self._quit)
-
-    def _quit(self, _number: int, _frame: object) -> None:
-        try:
-            self._explain_end()
-        finally:
-            os._exit(0)
 
     def _explain_end(self) -> None:
         """Our end is planned, and not the fault of the tasks that run.
@@ -251,41 +198,3 @@ class Worker:
         planned = self._ordered or os.getppid() != self._order.supervisor_pid
         if planned and self._attachment is not None:
             self._attachment.explain_end()
-
-    def _terminate(self) -> None:
-        """Sent: drain, the second time stop. From the kernel, the supervisor being gone: stop."""
-        if self._finish.is_set() or os.getppid() != self._order.supervisor_pid:
-            self._stop_now()
-        else:
-            self._drain()
-
-    def _obey(self, order: str) -> None:
-        if order == "go":
-            self._go.set()
-        elif order == "answer":
-            self._link.say("answer")
-        elif order == "tasks":
-            dump_tasks(self._descriptors.stacks)
-        elif order == "drain":
-            self._drain()
-        elif order == "stop":
-            self._stop_as_ordered()
-        else:
-            logger.error("The supervisor asks for %r, which is unknown here", order)
-
-    def _drain(self) -> None:
-        if not self._finish.is_set():
-            failpoint("drain.before")
-            self._finish.set()
-            self._link.say("draining")
-
-    def _stop_as_ordered(self) -> None:
-        self._ordered = True
-        self._stop_now()
-
-    def _stop_now(self) -> None:
-        self._stop.set()
-
-    def _beat(self, beat: "Callable[[], None]") -> None:
-        beat()
-        asyncio.get_running_loop().call_later(HEARTBEAT, self._beat, beat)

@@ -15,12 +15,14 @@ from taskiq.result import TaskiqResult
 from taskiq_supervise.broker.delivery import Delivery, current_delivery
 from taskiq_supervise.broker.errors import InvalidLabelError, TaskTimeoutError
 from taskiq_supervise.broker.labels import hard_timeout
+from taskiq_supervise.broker.listening import keeps_results
 from taskiq_supervise.broker.outcomes import error_result
 from taskiq_supervise.broker.shared_memory import SharedMemoryBroker
 from taskiq_supervise.ipc import BoardWriter
 from taskiq_supervise.worker.deadlines import Deadline, Deadlines
 from taskiq_supervise.worker.execution import Execution, forget, park
 from taskiq_supervise.worker.hints import Hints
+from taskiq_supervise.worker.log_style import current_task
 from taskiq_supervise.worker.process_pool import ProcessPool
 
 logger = logging.getLogger("taskiq_supervise.worker")
@@ -29,6 +31,8 @@ logger = logging.getLogger("taskiq_supervise.worker")
 class TrackingReceiver(Receiver):
     """Takes the same arguments as taskiq's receiver. Its attributes are set before it listens."""
 
+    feed: SharedMemoryBroker | None
+    """Where its messages come from; None: from the broker itself, which has another queue."""
     board: BoardWriter | None = None
     """Where others see what runs here."""
     deadlines: Deadlines | None = None
@@ -40,9 +44,17 @@ class TrackingReceiver(Receiver):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.feed = self.broker if isinstance(self.broker, SharedMemoryBroker) else None
         self._executions: set[Execution] = set()
         self._hints = Hints()
         self._timing_out: set[asyncio.Task[None]] = set()
+
+    def _prepare_task(self, name: str, handler: Callable[..., Any]) -> None:
+        super()._prepare_task(name, handler)
+        graph = self.dependency_graphs.get(name)
+        if graph is not None and graph.is_empty():
+            # Nothing would be resolved with it, either; to find that out took microseconds per run.
+            del self.dependency_graphs[name]
 
     async def run_task(
         self,
@@ -55,6 +67,8 @@ class TrackingReceiver(Receiver):
             # Before `target` is wrapped: taskiq reads signature and dependencies from it.
             self._prepare_task(message.task_name, target)
         self._hints.keep_parsable(self.task_hints, message.task_name)
+        before = current_task.get()
+        current_task.set({"task_id": message.task_id, "task_name": message.task_name})
         delivery = current_delivery.get() or await self._listened(message.task_id)
         board, entry, failed = self.board, -1, True
         if board is not None:
@@ -80,12 +94,13 @@ class TrackingReceiver(Receiver):
                 board.end(entry, failed=failed)
             if self.on_end is not None:
                 self.on_end()
+            current_task.set(before)
 
     async def _listened(self, task_id: str) -> Delivery | None:
         """The delivery of a message that came to a receiver with its own ways, by `listen()`."""
-        if not isinstance(self.broker, SharedMemoryBroker):
+        if self.feed is None:
             return None
-        attachment = await self.broker.attached()
+        attachment = await self.feed.attached()
         delivery = None if attachment is None else attachment.held_as(task_id)
         current_delivery.set(delivery)
         return delivery
@@ -111,7 +126,7 @@ class TrackingReceiver(Receiver):
         if limit is None:
             return None
         on_overdue = None
-        if not isinstance(self.broker, SharedMemoryBroker):
+        if not self._waits_at_queue:
             on_overdue = partial(self._overdue, execution, message, limit, ack_controller)
         deadline = self.deadlines.add(entry, limit, on_overdue)
         if execution.is_async:
@@ -122,6 +137,11 @@ class TrackingReceiver(Receiver):
             execution.replace(deadline.from_its_thread(execution.original))
         return deadline
 
+    @property
+    def _waits_at_queue(self) -> bool:
+        """Who waits for a result asks our queue, which is told by the supervisor how it ended."""
+        return self.feed is not None and (self.feed is self.broker or keeps_results(self.broker))
+
     def _overdue(
         self,
         execution: Execution,
@@ -131,7 +151,7 @@ class TrackingReceiver(Receiver):
     ) -> None:
         """The supervisor is about to kill this process. Its broker would have the task run again.
 
-        There is no queue of ours to say how it ended, so it is said in taskiq's way, now.
+        Who waits asks no queue of ours how it ended, so it is said in taskiq's way, now.
         """
         if execution.is_over:
             return
@@ -150,7 +170,8 @@ class TrackingReceiver(Receiver):
             await self.broker.result_backend.set_result(message.task_id, result)
         except Exception:
             logger.exception("The result of task %s cannot be saved", message.task_id)
-        if ack_controller is not None and ack_controller.is_ackable:
+        # In a queue of ours the supervisor ends it.
+        if self.feed is None and ack_controller is not None and ack_controller.is_ackable:
             await ack_controller.ack()
         logger.error("%s", error)
 

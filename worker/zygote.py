@@ -12,6 +12,7 @@ Started as `python -m taskiq_supervise.worker.zygote --fd N`, N being a socket t
 import argparse
 import errno
 import gc
+import importlib
 import itertools
 import json
 import os
@@ -29,9 +30,10 @@ from typing import Any, NoReturn
 
 # Imported before anything is forked, though only workers use them: that is the point of a zygote.
 import uvloop  # noqa: F401
+from taskiq.abc.broker import AsyncBroker
 
+from taskiq_supervise import __version__
 from taskiq_supervise.broker.rule import broadcast_reason
-from taskiq_supervise.broker.shared_memory import SharedMemoryBroker
 from taskiq_supervise.ipc import Geometry
 from taskiq_supervise.ipc.framing import FramingError, LineDecoder, receive, send
 from taskiq_supervise.worker import log_style, stacks
@@ -39,6 +41,7 @@ from taskiq_supervise.worker.application import Application, ApplicationError, l
 from taskiq_supervise.worker.child import become_worker, leave_with
 from taskiq_supervise.worker.config import ConfigError, WorkerConfig
 from taskiq_supervise.worker.failpoint import failpoint
+from taskiq_supervise.worker.feed import feed_for, feed_name, listens_for
 from taskiq_supervise.worker.fork import fork_away
 from taskiq_supervise.worker.order import Descriptors, ForkOrder, NoDescriptors
 from taskiq_supervise.worker.process import (
@@ -107,6 +110,9 @@ class Zygote:
             handle_signals()
         else:
             answer = describe_in_child(config, self._socket.fileno())
+        if answer.get("transport", {}).get("kind") == "listener":
+            # So that one that was killed is back at once.
+            importlib.import_module("taskiq_supervise.worker.listener.process")
         # Objects that live from here on are never looked at by a worker's collector, which would
         # write to their pages and so copy them.
         gc.collect()
@@ -157,6 +163,7 @@ def import_and_describe(config: WorkerConfig) -> tuple[Application | None, dict[
     """Imports the application into this process. Returns it and the answer for the supervisor."""
     try:
         application = load(config)
+        transport = describe_transport(application.broker, config)
     except ApplicationError as error:
         return None, {
             "op": "load_failed",
@@ -164,25 +171,40 @@ def import_and_describe(config: WorkerConfig) -> tuple[Application | None, dict[
             "message": error.message,
             "traceback": error.traceback,
         }
-    broker = application.broker
-    transport: dict[str, Any]
-    if isinstance(broker, SharedMemoryBroker):
-        transport = {
-            "kind": "shm",
-            "name": broker.name,
-            "directory": str(broker.base_directory),
-            "geometry": asdict(broker.geometry or Geometry()),
-            "mode": broker.mode,
-            "group": broker.group,
-        }
-    else:
-        cls = type(broker)
-        transport = {"kind": "broker", "class": f"{cls.__module__}.{cls.__qualname__}"}
+    # Where one listens for all, each task has one taker.
+    direct = transport["kind"] == "broker"
+    broadcast = broadcast_reason(application.broker) if direct else None
     return application, {
         "op": "loaded",
+        "version": __version__,
         "transport": transport,
         "threads": threads_that_stay(),
-        "broadcast": broadcast_reason(broker),
+        "broadcast": broadcast,
+    }
+
+
+def describe_transport(broker: AsyncBroker, config: WorkerConfig) -> dict[str, Any]:
+    """How tasks reach the workers. Raises ApplicationError for a way that cannot be."""
+    cls = type(broker)
+    full_name = f"{cls.__module__}.{cls.__qualname__}"
+    listening = listens_for(broker, config)
+    described: dict[str, Any] = {"kind": "broker", "class": full_name}
+    if listening is not None:
+        store = config.transport
+        described |= {"kind": "listener", "store": store, **asdict(listening)}
+        if store == "zmq":
+            return described | {"name": feed_name(config), "directory": ""}
+    queue = feed_for(broker, config)
+    if queue is None:
+        return described
+    kind = "shm" if listening is None else "listener"
+    return described | {
+        "kind": kind,
+        "name": queue.name,
+        "directory": str(queue.base_directory),
+        "geometry": asdict(queue.geometry or Geometry()),
+        "mode": queue.mode,
+        "group": queue.group,
     }
 
 

@@ -11,11 +11,15 @@ if TYPE_CHECKING:
     from taskiq_supervise.broker import (
         BrokerNotStartedError,
         CloudpickleSerializer,
+        ConnectionDeniedError,
         DeadLetterError,
         InvalidLabelError,
+        ListenerUnreachableError,
+        MessageRefusedError,
         MessageTooLargeError,
         QueueFullError,
         ResultExpiredError,
+        ResultUnreachableError,
         SharedMemoryBroker,
         SharedMemoryResultBackend,
         TaskDiscardedError,
@@ -25,17 +29,22 @@ if TYPE_CHECKING:
         WorkerLostError,
         wait_result,
     )
+    from taskiq_supervise.broker.zeromq import ZeroMQBroker, ZeroMQResultBackend
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BrokerNotStartedError",
     "CloudpickleSerializer",
+    "ConnectionDeniedError",
     "DeadLetterError",
     "InvalidLabelError",
+    "ListenerUnreachableError",
+    "MessageRefusedError",
     "MessageTooLargeError",
     "QueueFullError",
     "ResultExpiredError",
+    "ResultUnreachableError",
     "SharedMemoryBroker",
     "SharedMemoryResultBackend",
     "TaskDiscardedError",
@@ -43,11 +52,15 @@ __all__ = [
     "TaskTimeoutError",
     "UnserializableResultError",
     "WorkerLostError",
+    "ZeroMQBroker",
+    "ZeroMQResultBackend",
     "__version__",
     "wait_result",
 ]
 
 _ROOM = "taskiq_supervise.broker"
+_ZEROMQ_ROOM = "taskiq_supervise.broker.zeromq"
+"""Apart, so that who sends through shared memory loads no zmq."""
 
 
 if not TYPE_CHECKING:  # a type checker that saw this function would believe in every name
@@ -55,7 +68,8 @@ if not TYPE_CHECKING:  # a type checker that saw this function would believe in 
     def __getattr__(name: str) -> object:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(_ROOM), name)
+        room = _ZEROMQ_ROOM if name.startswith("ZeroMQ") else _ROOM
+        value = getattr(import_module(room), name)
         globals()[name] = value
         return value
 

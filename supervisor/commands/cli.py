@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -21,9 +21,13 @@ from taskiq_supervise.supervisor.commands.control_commands import reload, scale
 from taskiq_supervise.supervisor.commands.dead_commands import dead
 from taskiq_supervise.supervisor.commands.failure import EXIT_NOT_RUNNING, leave
 from taskiq_supervise.supervisor.commands.grouped_options import RunCommand
+from taskiq_supervise.supervisor.commands.keygen import keygen
 from taskiq_supervise.supervisor.commands.options import application, run_options
 from taskiq_supervise.supervisor.commands.queue_commands import queue
+from taskiq_supervise.supervisor.commands.service import ServiceCommand, Starter
+from taskiq_supervise.supervisor.commands.systemd_commands import systemd
 from taskiq_supervise.supervisor.core.model import EXIT_FAILED, EXIT_REFUSED, EXIT_USAGE
+from taskiq_supervise.supervisor.probes import PROBES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -83,6 +87,7 @@ def cli() -> None:
       taskiq-supervise scale +1                     one more worker
       taskiq-supervise queue list                   the queues, and what waits in them
       taskiq-supervise dead list default            tasks of a queue that could not be run
+      taskiq-supervise systemd install app:broker   a unit, so that it starts with the machine
 
     Ctrl-C or SIGTERM lets running tasks finish; a second one gives them back now.
 
@@ -92,7 +97,7 @@ def cli() -> None:
     """
 
 
-@cli.command(cls=RunCommand, context_settings=CONTEXT)
+@cli.command(cls=ServiceCommand, context_settings=CONTEXT)
 @application
 @run_options
 @click.pass_context
@@ -101,14 +106,15 @@ def run(ctx: click.Context, /, **values: Any) -> None:
 
     `module:broker` names a broker, or a function that returns one; MODULES are imported too, for
     the tasks in them. Both may stand in the configuration file. Exit status: 0 stopped as asked, 2
-    wrong usage, 3 the application cannot be loaded, 4 its name or its queue already has a
-    supervisor.
+    wrong usage, 3 the application cannot be loaded, 4 its name, its queue, or an
+    address that it listens to already has a supervisor, or the address of --http is taken.
     """
     plan = plan_for(ctx, values)
     if values["check_config"]:
         _describe(plan)
         return
     from taskiq_supervise.supervisor import journal
+    from taskiq_supervise.supervisor.http import CannotListen
     from taskiq_supervise.supervisor.runtime import AlreadyRunning, Instance, RuntimeDirectoryError
     from taskiq_supervise.supervisor.shell import supervise
     from taskiq_supervise.supervisor.watching import WatchError
@@ -122,13 +128,19 @@ def run(ctx: click.Context, /, **values: Any) -> None:
         leave(str(error), EXIT_REFUSED)
     except RuntimeDirectoryError as error:
         leave(str(error), EXIT_FAILED)
+    starter: Starter = ctx.obj
     try:
-        code = supervise(plan, instance)
+        code = supervise(plan, instance, starter.notifier, starter.watchdog)
+    except CannotListen as error:
+        leave(str(error), EXIT_REFUSED if error.is_taken else EXIT_FAILED, error.errno)
     except WatchError as error:
         leave(str(error), EXIT_FAILED)
     except OSError as error:
         journal.logger.debug("cannot go on", exc_info=True)
-        leave(f"cannot go on: {error}", EXIT_FAILED)
+        leave(f"cannot go on: {error}", EXIT_FAILED, error.errno or 0)
+    except Exception as error:
+        journal.logger.critical("the supervisor failed", exc_info=True)
+        leave(f"failed, by a mistake of its own: {type(error).__name__}: {error}", EXIT_FAILED)
     finally:
         instance.close()
     sys.exit(code)
@@ -154,6 +166,10 @@ def plan_for(ctx: click.Context, values: dict[str, Any]) -> Plan:
         raise click.UsageError(str(error), ctx) from None
 
 
+PROBE_TIMEOUT = 2.0
+"""Seconds for an answer: who asks may ask once a second."""
+
+
 def _describe(plan: Plan) -> None:
     click.echo(f"instance {plan.name}")
     for pool in plan.pools:
@@ -167,23 +183,44 @@ def _describe(plan: Plan) -> None:
 @cli.command(context_settings=CONTEXT)
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="For programs: one JSON object.")
-def status(name: str | None, as_json: bool) -> None:
+@click.option(
+    "--probe",
+    type=click.Choice(PROBES),
+    help="For orchestrators: whether it lives, or takes tasks, in one line and an exit status.",
+)
+def status(name: str | None, as_json: bool, probe: str | None) -> None:
     """Show running instances, their workers, and what each of them runs.
 
-    With NAME only that instance. Exit status: 0 when something runs, 3 when nothing does.
+    With NAME only that instance. Exit status: 0 when something runs, 3 when nothing does; with
+    --probe 0 for yes, 1 for no.
     """
-    from taskiq_supervise.supervisor.client import Client, ControlError, NotRunning, statuses
-    from taskiq_supervise.supervisor.runtime import RuntimeDirectoryError, runtime_directory
+    from taskiq_supervise.supervisor.client import (
+        TIMEOUT,
+        Client,
+        ControlError,
+        NotRunning,
+        statuses,
+    )
+    from taskiq_supervise.supervisor.runtime import RuntimeDirectoryError, places
 
-    message = f"no instance is running (looked in {runtime_directory()})"
+    if probe is not None and as_json:
+        raise click.UsageError("--probe answers in one line, not in JSON")
+    patience = TIMEOUT if probe is None else PROBE_TIMEOUT
+    message = f"no instance is running (looked in {places()})"
     try:
-        found = statuses() if name is None else [Client(name).status()]
+        found = (
+            statuses(timeout=patience)
+            if name is None
+            else [Client(name, timeout=patience).status()]
+        )
     except NotRunning as error:
         found, message = [], str(error)
     except RuntimeDirectoryError as error:
         raise click.BadParameter(str(error), param_hint="NAME") from None
     except ControlError as error:
         leave(str(error), EXIT_FAILED)
+    if probe is not None and found:
+        _answer_probe(probe, found)
     if as_json:
         click.echo(json.dumps({"instances": found}, indent=2))
     elif found:
@@ -195,7 +232,15 @@ def status(name: str | None, as_json: bool) -> None:
     sys.exit(0 if found else EXIT_NOT_RUNNING)
 
 
-for _command in (reload, scale, queue, dead):
+def _answer_probe(probe: str, found: list[dict[str, Any]]) -> NoReturn:
+    """For the first that says no; where several instances run, all have to say yes."""
+    verdicts = [(status["name"], PROBES[probe](status)) for status in found]
+    name, verdict = next((one for one in verdicts if not one[1].ok), verdicts[0])
+    click.echo(f"{name}: {verdict.reason}")
+    sys.exit(0 if verdict.ok else EXIT_FAILED)
+
+
+for _command in (reload, scale, queue, dead, keygen, systemd):
     cli.add_command(_command)
 
 

@@ -100,12 +100,12 @@ def scale(number: str, name: str | None, pool: str | None, as_json: bool) -> Non
 def _client(name: str | None) -> Client:
     """The instance that is meant."""
     from taskiq_supervise.supervisor.client import Client, statuses
-    from taskiq_supervise.supervisor.runtime import RuntimeDirectoryError, runtime_directory
+    from taskiq_supervise.supervisor.runtime import RuntimeDirectoryError, places
 
     if name is None:
         names = [str(instance["name"]) for instance in statuses()]
         if not names:
-            leave(f"no instance is running (looked in {runtime_directory()})", EXIT_NOT_RUNNING)
+            leave(f"no instance is running (looked in {places()})", EXIT_NOT_RUNNING)
         if len(names) > 1:
             raise click.UsageError(f"say which instance; running: {', '.join(names)}")
         name = names[0]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from taskiq_supervise.supervisor.http import AddressError, parse_address
 from taskiq_supervise.supervisor.runtime import RuntimeDirectoryError, check_instance_name
 
 if TYPE_CHECKING:
@@ -102,6 +103,15 @@ def check_name(_ctx: click.Context, _param: click.Parameter, value: str | None) 
         return value if value is None else check_instance_name(value)
     except RuntimeDirectoryError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def check_http(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    if value is not None:
+        try:
+            parse_address(value)
+        except AddressError as error:
+            raise click.BadParameter(str(error)) from None
+    return value
 
 
 def split_pairs(

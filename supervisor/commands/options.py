@@ -12,6 +12,7 @@ from taskiq_supervise.supervisor.commands.option_types import (
     Share,
     Size,
     check_application,
+    check_http,
     check_log_format,
     check_name,
     split_pairs,
@@ -22,6 +23,7 @@ from taskiq_supervise.worker.config import (
     LOG_FORMAT,
     LOG_LEVELS,
     LOG_STYLES,
+    TRANSPORTS,
     WorkerConfig,
 )
 
@@ -40,6 +42,7 @@ _METAVARS: dict[type, str] = {
 }
 
 _WORKERS = "Workers"
+_BROKER = "Broker"
 _IMPORT = "Application"
 _TASKS = "Tasks"
 _HEALTH = "Health"
@@ -111,6 +114,21 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         help="Priority of the workers; more is less. Below 0 needs the right to.",
     ),
     _option(_WORKERS, "--pin", is_flag=True, help="Keep each worker on one CPU, in turn."),
+    _option(
+        _BROKER,
+        "--single-listener/--no-single-listener",
+        default=None,
+        show_default="where each worker would get every task",
+        help="Let one process listen to the broker, for all workers.",
+    ),
+    _option(
+        _BROKER,
+        "--transport",
+        type=click.Choice(TRANSPORTS),
+        default="shm",
+        help="What lies between that process and the workers: shared memory, or ZeroMQ where there "
+        "can be none.",
+    ),
     _option(
         _IMPORT,
         "--app-dir",
@@ -251,6 +269,15 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     ),
     _option(
         _HEALTH,
+        "--http",
+        instance=True,
+        callback=check_http,
+        metavar="HOST:PORT",
+        show_default="nowhere",
+        help="Serve /healthz and /readyz there; without HOST on all interfaces.",
+    ),
+    _option(
+        _HEALTH,
         "--max-fails",
         in_file=False,
         type=click.INT,
@@ -364,8 +391,8 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--log-style",
         instance=True,
         type=click.Choice(LOG_STYLES, case_sensitive=False),
-        default="text",
-        help="Lines in --log-format, or one JSON object per line.",
+        show_default="journal under systemd, else text",
+        help="Lines in --log-format, one JSON object per line, or systemd's journal with fields.",
     ),
     _option(
         _LOG,

@@ -5,6 +5,7 @@ own table of the configuration file, then what stands above the tables, then the
 """
 
 import dataclasses
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,9 +13,12 @@ from typing import Any, TypeVar
 from taskiq_supervise.supervisor.commands.configuration import FILE_NAME, Configuration
 from taskiq_supervise.supervisor.core.model import Settings
 from taskiq_supervise.supervisor.core.policy import RestartPolicy
+from taskiq_supervise.supervisor.http import parse_address
 from taskiq_supervise.supervisor.plan import Plan, PoolPlan, Watch
 from taskiq_supervise.supervisor.runtime import instance_name
 from taskiq_supervise.worker.config import WorkerConfig
+from taskiq_supervise.worker.journald import SOCKET
+from taskiq_supervise.worker.log_handler import has_journal, own_style
 
 N = TypeVar("N", int, float)
 
@@ -43,6 +47,8 @@ def build(
     said = {name: values[name] for name in given}
     top = {} if configuration is None else configuration.top
     tables = {} if configuration is None else configuration.pools
+    if values["log_style"] is None:
+        values = {**values, "log_style": own_style(os.environ)}
     instance = {**values, **top, **said}
     if configuration is not None and tables and "app" in said:
         raise PlanError(
@@ -59,6 +65,8 @@ def build(
                 f"app:broker), here or as app in {FILE_NAME}"
             )
     _check_apart(pools)
+    if instance["log_style"] == "journal" and not has_journal():
+        raise PlanError(f"--log-style journal: systemd's journal is not here, at {SOCKET}")
     name = instance["name"] or _default_name(configuration, pools)
     return Plan(
         name=name,
@@ -67,6 +75,7 @@ def build(
         log_format=instance["log_format"],
         log_style=instance["log_style"],
         watch=_watch(instance, pools.values()) if instance["reload"] else None,
+        http=None if instance["http"] is None else parse_address(instance["http"]),
     )
 
 
@@ -96,6 +105,7 @@ def _pool(pool: str, values: Mapping[str, Any], instance: str) -> PoolPlan:
     changed = {
         "workers": workers,
         "instance": instance,
+        "pool": pool,
         "preload": preload,
         "task_timeout": _unless_off(values["task_timeout"]),
         "configure_logging": not values["no_configure_logging"],

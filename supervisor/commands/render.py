@@ -52,8 +52,8 @@ def _show_instance(out: Console, instance: Mapping[str, Any]) -> None:
     for pool in pools:
         _show_pool(out, pool)
         workers = [worker for worker in instance["workers"] if worker["pool"] == pool["name"]]
-        if workers:
-            out.print(_workers(workers))
+        if workers or pool["listener"]:
+            out.print(_processes(pool["listener"], workers))
             _show_running(out, workers)
 
 
@@ -72,34 +72,44 @@ def _show_pool(out: Console, pool: Mapping[str, Any]) -> None:
         facts.append(f"reload: {pool['reload']}")
     if facts:
         out.print(escape(", ".join(facts)), soft_wrap=True)
+    if pool["listener"] is not None:
+        listener = pool["listener"]
+        where = ", ".join(listener["endpoints"]) or listener["broker"]
+        out.print(escape(f"listener: {where}, {listener['received']} received"), soft_wrap=True)
     if pool["queue"] is not None:
         queue = pool["queue"]
         counts = ", ".join(f"{queue[key]} {key}" for key in ("ready", "leased", "delayed", "dead"))
         out.print(f"queue: {counts}; room for {queue['capacity']}", soft_wrap=True)
 
 
-def _workers(workers: Sequence[Mapping[str, Any]]) -> Table:
+def _processes(listener: Mapping[str, Any] | None, workers: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     titles = ("WORKER", "GEN", "PID", "STATE", "UP", "DONE", "FAILED", "CPU", "RSS", "RESTARTS")
     for title in titles:
         table.add_column(title, justify="right" if title in _NARROW else "left", no_wrap=True)
     table.add_column("LAST EXIT")
+    if listener is not None:
+        table.add_row("listener", *_row(listener, "-", "-"))
     for worker in workers:
         tasks = worker["tasks"]
-        table.add_row(
-            str(worker["slot"]),
-            str(worker["generation"]),
-            _or_dash(worker["pid"]),
-            _state(worker),
-            "-" if worker["uptime"] is None else duration(worker["uptime"]),
-            str(tasks["done"]),
-            str(tasks["failed"]),
-            "-" if worker["cpu_percent"] is None else f"{worker['cpu_percent']:.0f}%",
-            "-" if worker["rss_bytes"] is None else size(worker["rss_bytes"]),
-            str(worker["restarts"]),
-            escape(_or_dash(worker["last_exit"])),
-        )
+        row = _row(worker, str(tasks["done"]), str(tasks["failed"]))
+        table.add_row(str(worker["slot"]), *row)
     return table
+
+
+def _row(process: Mapping[str, Any], done: str, failed: str) -> tuple[str, ...]:
+    return (
+        str(process["generation"]),
+        _or_dash(process["pid"]),
+        _state(process),
+        "-" if process["uptime"] is None else duration(process["uptime"]),
+        done,
+        failed,
+        "-" if process["cpu_percent"] is None else f"{process['cpu_percent']:.0f}%",
+        "-" if process["rss_bytes"] is None else size(process["rss_bytes"]),
+        str(process["restarts"]),
+        escape(_or_dash(process["last_exit"])),
+    )
 
 
 def _state(worker: Mapping[str, Any]) -> str:

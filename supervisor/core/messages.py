@@ -7,11 +7,10 @@ of a single worker.
 """
 
 import enum
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
 
 from taskiq_supervise.supervisor.core.model import ExitStatus, Reason
+from taskiq_supervise.supervisor.core.transport import Transport
 
 # --- events about one worker ---------------------------------------------------------------------
 
@@ -45,6 +44,8 @@ class BootFailed(WorkerEvent):
 
     message: str
     traceback: str | None = None
+    final: bool = False
+    """No other attempt would end otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,21 +155,6 @@ class Kill(WorkerEvent):
 
 
 # --- events about the zygote ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Transport:
-    """How tasks reach the workers of this application."""
-
-    kind: Literal["shm", "broker"]
-    name: str
-    """The queue's name, or the broker's class."""
-    directory: str = ""
-    geometry: Mapping[str, Any] = field(default_factory=dict)
-    """Of a queue that does not exist yet; empty: the queue's default."""
-    mode: int = 0o600
-    group: str | int | None = None
-    """Who shares the queue."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,19 @@ A slot is a position in the pool, 0 to N-1, that outlives the workers in it, tol
 generation. It has one worker that is wanted; beside it there may be predecessors that leave, and a
 successor that is to take its place once it is READY. A seat is a worker's section of the board, a
 small number that is free again when the worker is gone.
+
+Where a broker cannot be listened to by several workers, one more process listens for all of them.
+It has a slot of its own, LISTENER, and is supervised like a worker, but it is none: it runs no
+tasks, so it counts neither for the size of the pool nor for its recycling.
 """
 
 import enum
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from taskiq_supervise.supervisor.core.policy import History, RestartPolicy, StopLevel
+from taskiq_supervise.supervisor.core.transport import Transport
 
 
 class WorkerState(enum.Enum):
@@ -114,6 +120,9 @@ class ReloadStage(enum.Enum):
     FINISHING = "finishing"
     """What is not needed any more leaves."""
 
+
+LISTENER = -1
+"""The slot of the process that listens for all workers."""
 
 MAX_WORKERS = 500
 """Of a pool: a queue has room for 512 participants, clients among them."""
@@ -253,6 +262,8 @@ class Zygote:
     preload: bool = True
     broadcast: str | None = None
     """Why each of several workers of its application would get each task, if so."""
+    transport: Transport | None = None
+    """How tasks reach its workers; None before it was loaded once."""
     deadline: float | None = None
     error: str | None = None
     """Why the application could not be loaded the last time it was tried."""
@@ -269,6 +280,11 @@ class Zygote:
     """How many of its workers have failed to get READY while it is untried."""
     ready_at: float | None = None
     history: History = field(default_factory=History)
+
+    @property
+    def listens(self) -> bool:
+        """Its application needs a listener."""
+        return self.transport is not None and self.transport.kind == "listener"
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,9 +318,9 @@ class Pool:
     zygotes: int = 0
     """How many there have been."""
     workers: tuple[Worker, ...] = ()
-    """By slot; in a slot, by their time."""
-    generations: tuple[int, ...] = ()
-    """The last one of each slot."""
+    """By slot; in a slot, by their time. A listener is the first."""
+    generations: Mapping[int, int] = field(default_factory=dict)
+    """The last one of each slot that ever had one."""
     reload: Reload | None = None
     reloads: int = 0
     reload_again: bool = False
@@ -324,6 +340,18 @@ class Pool:
     @property
     def stopping(self) -> bool:
         return self.exit_code is not None
+
+    @property
+    def ends_need_listener(self) -> bool:
+        """It stops, and its workers cannot end their tasks without a listener."""
+        transport = self.zygote.transport
+        joins_them = transport is not None and transport.joined_by_listener
+        return self.stop is StopLevel.DRAIN and joins_them and bool(self.crew)
+
+    @property
+    def crew(self) -> tuple[Worker, ...]:
+        """Those that run tasks: all but the listener."""
+        return tuple(worker for worker in self.workers if worker.slot != LISTENER)
 
     @property
     def next_deadline(self) -> float | None:

@@ -10,6 +10,10 @@ and in the same way workers of the old code take the place of those of the new.
 On a broker that gives each task to each worker there is no canary, and the worker stops taking
 tasks before the next one is asked for.
 
+A listener is replaced when all workers are: its successor does all but listen until it is gone. One
+that the new code does not need leaves at once, since workers that listen for themselves are there;
+one that only the new code needs comes last, when none of them is any more.
+
 Which worker has to be replaced is not written down anywhere: it is the one whose code is not that
 of the zygote that forks. So a reload goes on from whatever crashes, scaling and restarts made of
 the pool meanwhile.
@@ -20,6 +24,7 @@ from dataclasses import replace
 from taskiq_supervise.supervisor.core import messages as m
 from taskiq_supervise.supervisor.core import succession
 from taskiq_supervise.supervisor.core.model import (
+    LISTENER,
     Health,
     Reason,
     Reload,
@@ -88,6 +93,19 @@ def answered(turn: Turn, worker: Worker) -> None:
         succession.promote(turn, worker, Reason.RELOAD)
 
 
+def see_to_listener(turn: Turn) -> None:
+    """There is one if the code that counts needs it, and all workers know that code."""
+    zygote = turn.pool.zygote
+    if zygote.transport is not None and not zygote.listens:
+        for worker in turn.each():
+            if worker.slot == LISTENER and worker.wanted:
+                turn.dismiss(worker, StopLevel.DRAIN, Reason.RELOAD)
+        return
+    missing = zygote.listens and turn.pool.holder(LISTENER) is None
+    if missing and not any(map(_holds_on, _outdated(turn))):
+        turn.add(Worker(slot=LISTENER))
+
+
 def call_off(turn: Turn, why: str) -> None:
     """The supervisor stops."""
     reload = turn.pool.reload
@@ -130,7 +148,7 @@ def _load(turn: Turn, reload: Reload) -> None:
         _change_zygotes(turn, replace(reload, stage=ReloadStage.ROLLING))
     elif candidate.state is ZygoteState.READY:
         turn.pool = replace(turn.pool, reload=replace(reload, stage=ReloadStage.CANARY))
-        first = next(worker for worker in turn.pool.workers if worker.wanted)
+        first = next(worker for worker in turn.pool.crew if worker.wanted)
         rival = turn.pool.successor(first.slot)
         if rival is not None:
             turn.dismiss(rival, StopLevel.DRAIN, Reason.RELOAD)
@@ -152,7 +170,8 @@ def _watch(turn: Turn, reload: Reload) -> None:
 def _abandon(
     turn: Turn, reload: Reload, candidate: Zygote | None, canary: Worker | None = None
 ) -> None:
-    """Before anything of the old code was stopped."""
+    """Before anything of the old code was stopped by it; a roll-back that it has interrupted goes
+    on."""
     error, trace = _broken(canary)
     if candidate is not None:
         if canary is None or candidate.state is not ZygoteState.READY:
@@ -161,7 +180,7 @@ def _abandon(
         turn.tell_zygote(candidate, m.ZygoteEnd(candidate.generation))
     failed = replace(
         reload,
-        stage=ReloadStage.FINISHING,
+        stage=ReloadStage.ROLLING_BACK,
         deadline=None,
         error=error or "the first worker of the new code was lost",
         traceback=trace,
@@ -226,7 +245,7 @@ def _replace_next(turn: Turn) -> bool:
             # For what the other code did.
             fresh = replace(worker, state=WorkerState.EMPTY, deadline=None, history=History())
             turn.put(worker, fresh)
-    outdated = [one for one in turn.pool.workers if one.wanted and one.code != code]
+    outdated = _outdated(turn)
     for worker in outdated:
         if worker.state is WorkerState.READY:
             if turn.pool.broadcast is None:
@@ -234,14 +253,42 @@ def _replace_next(turn: Turn) -> bool:
             else:
                 succession.exchange(turn, worker, Reason.RELOAD)
             return True
-    # One that boots is replaced when it is READY; one that waits to be forked gets the right code.
-    return any(worker.alive or worker.state is WorkerState.FORKING for worker in outdated)
+    return any(map(_holds_on, outdated)) or _replace_listener(turn)
+
+
+def _outdated(turn: Turn) -> list[Worker]:
+    """Workers that are to be replaced, for they have other code than counts."""
+    code = turn.pool.zygote.code
+    wanted = [one for one in turn.pool.crew if one.wanted and not one.canary]
+    return [one for one in wanted if one.code != code]
+
+
+def _holds_on(outdated: Worker) -> bool:
+    """One that boots is replaced when it is READY; one that waits to be forked gets the right
+    code."""
+    return outdated.alive or outdated.state is WorkerState.FORKING
+
+
+def _replace_listener(turn: Turn) -> bool:
+    """False: it is that of the code that counts, or there is none to be."""
+    zygote, listener = turn.pool.zygote, turn.pool.holder(LISTENER)
+    if not zygote.listens:
+        return False
+    if listener is None:
+        see_to_listener(turn)
+        return True
+    if listener.code == zygote.code:
+        return False
+    if listener.state is WorkerState.READY:
+        succession.begin(turn, listener)
+        return True
+    return _holds_on(listener)
 
 
 def _commit(turn: Turn, reload: Reload) -> None:
     turn.pool = replace(turn.pool, reload=replace(reload, stage=ReloadStage.FINISHING))
     _end_other(turn)
-    workers = sum(worker.wanted for worker in turn.pool.workers)
+    workers = sum(worker.wanted for worker in turn.pool.crew)
     turn.report(m.Happening.RELOAD_DONE, reload=reload.number, detail=str(workers))
 
 

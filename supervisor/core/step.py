@@ -17,8 +17,10 @@ from dataclasses import replace
 from taskiq_supervise.supervisor.core import messages as m
 from taskiq_supervise.supervisor.core import reloading, succession
 from taskiq_supervise.supervisor.core.model import (
+    EXIT_NOT_LOADED,
     EXIT_STOPPED,
     FAILURES,
+    LISTENER,
     Pool,
     Reason,
     ReloadStage,
@@ -85,22 +87,34 @@ def _worker_event(turn: Turn, event: m.WorkerEvent) -> None:
     if isinstance(event, m.Answered):
         reloading.answered(turn, worker)
         return
+    if isinstance(event, m.BootFailed) and event.final and _gives_up(turn, worker):
+        turn.report(m.Happening.REFUSED, detail=event.message)
+        turn.leave(EXIT_NOT_LOADED)
+        _send_away(turn, StopLevel.STOP)
+        return
     turn.tell(worker, event)
     _judge_zygote(turn, worker, event)
     if isinstance(event, m.Buried) and not worker.wanted:
         succession.remember(turn, worker)
     if isinstance(event, m.Forked):
         born = turn.pool.find(event.slot, event.generation)
-        if born is not None and not born.wanted and born.state is WorkerState.BOOTING:
+        unwanted = born is not None and not born.wanted and born.state is WorkerState.BOOTING
+        if born is not None and unwanted and not _stays_to_the_end(turn, born):
             # It was asked for before it was to leave, and came after it.
             turn.command(born, turn.pool.stop or StopLevel.DRAIN, born.reason or Reason.STOP)
+
+
+def _gives_up(turn: Turn, worker: Worker) -> bool:
+    """Who starts a pool is told that it can't be; one that was ready once goes on trying."""
+    starting = not (turn.pool.announced or turn.pool.stopping)
+    return starting and worker.state is WorkerState.BOOTING
 
 
 def _judge_zygote(turn: Turn, before: Worker, event: m.WorkerEvent) -> None:
     """Whether its code is of any use shows in the first workers that have it."""
     zygote = turn.zygote(before.zygote)
-    if zygote is None:
-        return
+    if zygote is None or before.slot == LISTENER:
+        return  # a listener fails for want of an address, too
     if isinstance(event, m.Ready):
         turn.tell_zygote(zygote, m.ZygoteProven(zygote.generation))
     elif isinstance(event, m.Exited) and before.alive and before.ready_at is None:
@@ -151,13 +165,29 @@ def _stop(turn: Turn, level: StopLevel) -> None:
         return
     turn.report(m.Happening.STOP_REQUESTED, detail=level.name.lower())
     turn.leave(EXIT_STOPPED)
+    _send_away(turn, level)
+
+
+def _send_away(turn: Turn, level: StopLevel) -> None:
     turn.pool = replace(turn.pool, stop=level)
     reloading.call_off(turn, "the supervisor was stopped")
     for worker in turn.each():
-        turn.command(worker, level, Reason.STOP)
+        if not _stays_to_the_end(turn, worker):
+            turn.command(worker, level, Reason.STOP)
     if level is StopLevel.KILL:
         for zygote in (turn.pool.zygote, *turn.pool.others):
             turn.tell_zygote(zygote, m.ZygoteEnd(zygote.generation))
+
+
+def _stays_to_the_end(turn: Turn, worker: Worker) -> bool:
+    """A listener leaves last: what arrives meanwhile is kept, and results get through."""
+    return turn.pool.stop is StopLevel.DRAIN and _listens(worker)
+
+
+def _listens(worker: Worker) -> bool:
+    """It is a listener that is there, or comes, and has not been told to leave."""
+    here = {WorkerState.FORKING, WorkerState.BOOTING, WorkerState.READY}
+    return worker.slot == LISTENER and worker.state in here
 
 
 # --- what follows from every event ---------------------------------------------------------------
@@ -173,6 +203,7 @@ def _carry_on(turn: Turn) -> None:
     succession.advance(turn, recycle=not held_up)
     # What has taken over may let a reload go on.
     reloading.advance(turn)
+    reloading.see_to_listener(turn)
     for worker in turn.each():
         ready = turn.forks_for(worker).state is ZygoteState.READY
         if ready and worker.wanted and worker.state is WorkerState.EMPTY:
@@ -181,7 +212,8 @@ def _carry_on(turn: Turn) -> None:
     up = wanted and all(worker.state is WorkerState.READY for worker in wanted)
     if up and not turn.pool.announced:
         turn.pool = replace(turn.pool, announced=True)
-        turn.report(m.Happening.POOL_READY, detail=str(len(wanted)))
+        crew = sum(worker.wanted for worker in turn.pool.crew)
+        turn.report(m.Happening.POOL_READY, detail=str(crew))
 
 
 def _fill(turn: Turn) -> None:
@@ -201,6 +233,10 @@ def _wind_down(turn: Turn) -> None:
             turn.put(worker, replace(worker, wanted=False))
     if turn.pool.workers:
         _announce_drain(turn)
+        if not turn.pool.crew:
+            _send_listeners_away(turn)
+        elif turn.pool.ends_need_listener:
+            _keep_listening(turn)
         return
     _end_zygotes(turn)
     if turn.pool.zygote.state is ZygoteState.ABSENT and not turn.pool.others:
@@ -208,6 +244,24 @@ def _wind_down(turn: Turn) -> None:
         if turn.pool.stop is not None:
             turn.report(m.Happening.STOPPED)
         turn.effects.append(m.Finish(turn.pool.exit_code or EXIT_STOPPED))
+
+
+def _keep_listening(turn: Turn) -> None:
+    """One that has ended is replaced: the workers could not say what they have done."""
+    if turn.pool.zygote.state is not ZygoteState.READY:
+        return
+    if not any(worker.slot == LISTENER for worker in turn.pool.workers):
+        listener = Worker(slot=LISTENER)
+        turn.add(listener)
+        turn.tell(listener, m.Begin(LISTENER, listener.generation))
+
+
+def _send_listeners_away(turn: Turn) -> None:
+    for worker in turn.each():
+        if _listens(worker) or worker.state in {WorkerState.BACKOFF, WorkerState.QUARANTINED}:
+            turn.dismiss(worker, turn.pool.stop or StopLevel.DRAIN, Reason.STOP)
+        else:
+            turn.put(worker, replace(worker, wanted=False))
 
 
 def _end_zygotes(turn: Turn) -> None:
@@ -219,12 +273,12 @@ def _end_zygotes(turn: Turn) -> None:
 
 def _announce_drain(turn: Turn) -> None:
     """Once nobody takes tasks any more, and somebody still has some."""
-    draining = [w for w in turn.pool.workers if w.state is WorkerState.DRAINING]
+    draining = [w for w in turn.pool.crew if w.state is WorkerState.DRAINING]
     taking = {WorkerState.FORKING, WorkerState.BOOTING, WorkerState.READY}
     if (
         turn.pool.drain_announced
         or not draining
-        or any(worker.state in taking for worker in turn.pool.workers)
+        or any(worker.state in taking for worker in turn.pool.crew)
         or not all(worker.confirmed for worker in draining)
     ):
         return

@@ -8,7 +8,12 @@ else be replaced in one moment, with twice the memory.
 from dataclasses import replace
 
 from taskiq_supervise.supervisor.core import messages as m
-from taskiq_supervise.supervisor.core.model import FAILURES, Reason, Worker, WorkerState
+from taskiq_supervise.supervisor.core.model import (
+    FAILURES,
+    Reason,
+    Worker,
+    WorkerState,
+)
 from taskiq_supervise.supervisor.core.policy import History, StopLevel
 from taskiq_supervise.supervisor.core.turn import Turn
 
@@ -117,11 +122,11 @@ def _outdated(turn: Turn, slot: int) -> bool:
 
 
 def _under_way(turn: Turn) -> int:
-    """Slots that are changing hands."""
+    """Slots that are changing hands, of those that run tasks."""
     return len(
         {
             worker.slot
-            for worker in turn.pool.workers
+            for worker in turn.pool.crew
             if (worker.wanted and worker.successor)
             or (not worker.wanted and worker.reason is Reason.RECYCLE)
         }

@@ -56,14 +56,8 @@ class Turn:
         rest = () if gone else (after,)
         workers = (*self.pool.workers[:place], *rest, *self.pool.workers[place + 1 :])
         generations = self.pool.generations
-        if after.slot >= len(generations):
-            generations += (0,) * (after.slot + 1 - len(generations))
-        if after.generation > generations[after.slot]:
-            generations = (
-                *generations[: after.slot],
-                after.generation,
-                *generations[after.slot + 1 :],
-            )
+        if after.generation > generations.get(after.slot, 0):
+            generations = {**generations, after.slot: after.generation}
         self.pool = replace(self.pool, workers=workers, generations=generations)
 
     def add(self, worker: Worker) -> None:
@@ -83,13 +77,11 @@ class Turn:
     def _around_worker(self, worker: Worker) -> Surroundings:
         policy = self.pool.settings.restart
         others = (one.history for one in self.pool.workers if one is not worker)
-        slot = worker.slot
-        generations = self.pool.generations
         return Surroundings(
             now=self.now,
             settings=self.pool.settings,
             zygote=self.forks_for(worker),
-            generation=(generations[slot] if slot < len(generations) else 0) + 1,
+            generation=self.pool.generations.get(worker.slot, 0) + 1,
             seat=self.pool.free_seat(worker),
             pool_recent=sum(history.recent(policy, self.now) for history in others),
         )
@@ -106,7 +98,7 @@ class Turn:
             target=pool.target,
             candidate=zygote is not pool.zygote,
             loaded=pool.loaded,
-            stopping=pool.stopping,
+            stopping=pool.stopping and not pool.ends_need_listener,
             stop=pool.stop,
         )
         turn = zygote_table.answer(zygote, event, around)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from taskiq_supervise.supervisor.core import messages as m
 from taskiq_supervise.supervisor.core.model import (
     FAILURES,
+    LISTENER,
     Health,
     Reason,
     Worker,
@@ -113,7 +114,7 @@ def stuck(worker: Worker, _event: m.Due, around: Surroundings) -> Turn:
 
 
 def ready(worker: Worker, _event: m.Ready, around: Surroundings) -> Turn:
-    lifetime = around.settings.max_lifetime
+    lifetime = None if worker.slot == LISTENER else around.settings.max_lifetime
     up = replace(
         worker,
         state=WorkerState.READY,

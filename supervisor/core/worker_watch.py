@@ -3,14 +3,14 @@
 from dataclasses import replace
 
 from taskiq_supervise.supervisor.core import messages as m
-from taskiq_supervise.supervisor.core.model import Health, Reason, Worker
+from taskiq_supervise.supervisor.core.model import LISTENER, Health, Reason, Worker
 from taskiq_supervise.supervisor.core.worker_end import killing
 from taskiq_supervise.supervisor.core.worker_turn import Surroundings, Turn, report
 
 
 def wear(worker: Worker, event: m.Worn, _around: Surroundings) -> Turn:
-    """The pool decides when it is replaced."""
-    if worker.worn is not None:
+    """The pool decides when it is replaced. A listener has no limits."""
+    if worker.worn is not None or worker.slot == LISTENER:
         return worker, ()
     worn = replace(worker, worn=event.why, retire_at=None)
     return worn, (report(m.Happening.WORKER_WORN, worn, detail=event.why),)

@@ -49,6 +49,8 @@ class Turn(NamedTuple):
 
 Transition = Callable[[Zygote, Any, Surroundings], Turn]
 
+_WAYS = {"shm": "a queue of ours", "broker": "its own broker", "listener": "a listener"}
+
 # So many of its workers have to fail; a single one may have been killed by anybody.
 _STILLBORN = 2
 
@@ -90,13 +92,25 @@ def loaded(zygote: Zygote, event: m.ZygoteLoaded, around: Surroundings) -> Turn:
         return _end(replace(zygote, preload=False), around, told)
     if event.broadcast is not None and around.target > 1:
         message = (
-            f"this broker cannot serve {around.target} workers: {event.broadcast}; use "
-            "--workers 1, or a broker that gives each task to one worker, such as "
-            "taskiq_supervise.SharedMemoryBroker"
+            f"this broker cannot serve {around.target} workers without a listener: "
+            f"{event.broadcast}; leave --no-single-listener out, or use --workers 1"
         )
         return _fail(zygote, around, message, EXIT_NOT_LOADED)
+    if around.loaded and not around.candidate and zygote.transport is not None:
+        known, new = zygote.transport.kind, event.transport.kind
+        if known != new:
+            message = (
+                f"what it imported now takes tasks by way of {_WAYS[new]}, and no more of "
+                f"{_WAYS[known]}; a reload follows it"
+            )
+            return _fail(zygote, around, message, EXIT_NOT_LOADED)
     return Turn(
-        replace(zygote, state=ZygoteState.ATTACHING, broadcast=event.broadcast),
+        replace(
+            zygote,
+            state=ZygoteState.ATTACHING,
+            broadcast=event.broadcast,
+            transport=event.transport,
+        ),
         (m.OpenQueue(zygote.generation, event.transport),),
     )
 

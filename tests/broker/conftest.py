@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from taskiq_supervise.broker import SharedMemoryBroker
-from taskiq_supervise.ipc import Geometry, QueueStats, TaskQueue
+from taskiq_supervise.ipc import AsyncTaskQueue, Geometry, QueueStats, TaskQueue
 from taskiq_supervise.worker.receiver import SupervisedReceiver
 
 SMALL = Geometry(slots=256, participants=64, blocks=((1024, 256), (16384, 256)))
@@ -51,6 +51,7 @@ def working() -> Working:
 async def queue_of(broker: SharedMemoryBroker) -> TaskQueue:
     attachment = await broker.attached()
     assert attachment is not None
+    assert isinstance(attachment.queue, AsyncTaskQueue)
     return attachment.queue.queue
 
 

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from taskiq import BrokerMessage, TaskiqEvents, TaskiqMessage, TaskiqMiddleware
 from taskiq.brokers.shared_broker import AsyncSharedBroker
-from tests.broker.conftest import SMALL, Working
+from tests.broker.conftest import SMALL, Working, queue_of
 
 from taskiq_supervise.broker import (
     BrokerNotStartedError,
     InvalidLabelError,
     QueueFullError,
     QueueNotStartedError,
+    QueueTask,
     SharedMemoryBroker,
-    SharedMemoryTask,
     wait_result,
 )
 from taskiq_supervise.ipc import Geometry, QueueError, Role, SegmentError
@@ -55,9 +55,7 @@ async def test_the_directory_can_be_chosen(tmp_path: Path) -> None:
 async def test_capacity_is_rounded_up(broker: SharedMemoryBroker) -> None:
     broker = SharedMemoryBroker("roomy", capacity=300)
     await broker.startup()
-    attachment = await broker.attached()
-    assert attachment is not None
-    assert attachment.queue.queue.stats().capacity == 512
+    assert (await queue_of(broker)).stats().capacity == 512
     await broker.shutdown()
 
 
@@ -265,7 +263,7 @@ async def test_kickers_do_all_that_taskiqs_do(broker: SharedMemoryBroker, workin
 
     async with working(broker):
         task = await double.kicker().with_labels(size=3).with_task_id("own").kiq(4)
-        assert isinstance(task, SharedMemoryTask)
+        assert isinstance(task, QueueTask)
         assert task.task_id == "own"
         result = await task.wait_result(timeout=5)
         assert result.return_value == 8
@@ -310,9 +308,7 @@ async def test_a_worker_joins_the_queue_as_one(broker: SharedMemoryBroker) -> No
     broker.is_worker_process = True
     broker.worker_slot = 2
     await broker.startup()
-    attachment = await broker.attached()
-    assert attachment is not None
-    queue = attachment.queue.queue
+    queue = await queue_of(broker)
     me = next(one for one in queue.participants() if one.index == queue.participant)
     assert (me.role, me.pid, me.tag) == (Role.WORKER, os.getpid(), 3)
 

@@ -116,7 +116,7 @@ async def test_somebody_who_reads_the_messages_themselves_is_done_with_each_at_t
     last: Any = await anext(messages)
     attachment = await broker.attached()
     assert attachment is not None
-    outcomes = [attachment.queue.queue.outcome(task_id) for task_id in "abc"]
+    outcomes = [await attachment.queue.look(task_id) for task_id in "abc"]
     assert [outcome and outcome.kind for outcome in outcomes] == [
         OutcomeKind.NO_RESULT,
         OutcomeKind.NO_RESULT,

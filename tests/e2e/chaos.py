@@ -29,6 +29,8 @@ PAUSE = 0.25
 """Seconds between two actions, at most."""
 SPELL = 0.8
 """Seconds that a lasting action lasts, at most."""
+MOST_TASKS = 1_000_000
+"""Of one client process."""
 
 BROKEN = (
     "def broken(:\n",
@@ -79,6 +81,9 @@ class Spell:
 class Storm:
     """`blow` until the time is over; then `calm`, and the pool has to be whole again."""
 
+    loaded = "queue 'chaos'"
+    """What a supervisor says once it has loaded the application."""
+
     def __init__(
         self, start: Callable[[], Supervisor], folder: Path, seed: str, *, kills: bool
     ) -> None:
@@ -87,6 +92,10 @@ class Storm:
         """What was done, for the message of a failure."""
         self.terminated: set[int] = set()
         """Workers that were sent a SIGTERM."""
+        self.killed: set[int] = set()
+        """Workers that did not end by themselves, or whose supervisor was killed."""
+        self.loads: list[Load] = []
+        """Who sends tasks meanwhile."""
         self.release = Release(folder)
         self.supervisor = start().wait_ready()
         self._start = start
@@ -142,6 +151,7 @@ class Storm:
     def _kill_worker(self) -> None:
         if worker := self._pick("worker"):
             self._note(f"kill worker {worker.pid}")
+            self.killed.add(worker.pid)
             self._killed.append(worker)
             self._signal(worker, signal.SIGKILL)
 
@@ -182,8 +192,13 @@ class Storm:
         self._undo(all_of_them=True)
         psutil.wait_procs(self._killed, timeout=PATIENCE)
         self._note(f"kill supervisor {self.supervisor.pid}")
+        self.supervisor.process.send_signal(signal.SIGSTOP)  # no worker comes any more
+        self.killed |= {worker.pid for worker in self._all("worker")}
         self.supervisor.process.kill()
         self.supervisor.wait()
+        self._start_again()
+
+    def _start_again(self) -> None:
         self.supervisor = self._start()
         # Before this line a SIGHUP would end it.
         self.supervisor.log.wait_for(r"taskiq-supervise \S+ pid=\d+: ")
@@ -191,7 +206,7 @@ class Storm:
 
     def _is_cold(self) -> bool:
         """It has not loaded the application yet: should that fail, it ends, as is right."""
-        self._cold = self._cold and "queue 'chaos'" not in self.supervisor.log.text
+        self._cold = self._cold and self.loaded not in self.supervisor.log.text
         return self._cold
 
     # --- what operators do -----------------------------------------------------------------------
@@ -257,13 +272,17 @@ class Storm:
         self.done.append(f"{time.monotonic() - self._began:7.3f} {what}")
 
     def _pick(self, role: str) -> psutil.Process | None:
-        """One that says of itself that it is one."""
+        found = self._all(role)
+        return self._chance.choice(found) if found else None
+
+    def _all(self, role: str) -> list[psutil.Process]:
+        """Those that say of themselves that they are one."""
         found = []
         for process in psutil.Process(self.supervisor.pid).children():
             with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
                 if f"taskiq-supervise: {role}" in " ".join(process.cmdline()):
                     found.append(process)
-        return self._chance.choice(found) if found else None
+        return found
 
     @staticmethod
     def _signal(process: psutil.Process, number: signal.Signals) -> None:
@@ -306,26 +325,36 @@ def starving(pid: int, spare: int) -> Iterator[None]:
 class Load:
     """A client process that sends tasks until it is told to end."""
 
-    def __init__(self, folder: Path, seed: str, patience: float, kinds: list[str]) -> None:
-        self.report = folder / "report"
+    def __init__(
+        self, folder: Path, seed: str, patience: float, kinds: list[str], first: int = 0
+    ) -> None:
+        """patience: its, in seconds, for one result. first: the number of its first task."""
+        self.report = folder / f"report-{first}"
+        self._arguments = (seed, patience, kinds)
+        self._first = first
         script = Path(__file__).with_name("chaos_client.py")
-        self._patience = patience
-        self._process = subprocess.Popen(
-            [sys.executable, script, self.report, seed, str(patience), ",".join(kinds)],
+        self.process = subprocess.Popen(
+            [sys.executable, script, self.report, seed, str(patience), ",".join(kinds), str(first)],
             stdin=subprocess.PIPE,
         )
 
     def end(self) -> None:
         """It ends by itself once it has all results."""
-        assert self._process.poll() is None, "the client has failed"
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        assert self._process.wait(self._patience + PATIENCE) == 0, "the client has failed"
+        assert self.process.poll() is None, "the client has failed"
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        _, patience, _ = self._arguments
+        assert self.process.wait(patience + PATIENCE) == 0, "the client has failed"
+
+    def successor(self) -> "Load":
+        """Kills it. The next one, whose tasks have other numbers."""
+        self.kill()
+        return Load(self.report.parent, *self._arguments, self._first + MOST_TASKS)
 
     def kill(self) -> None:
         """For the end of a test, whatever happened."""
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()

@@ -10,10 +10,15 @@ from pathlib import Path
 import psutil
 from tests.e2e.conftest import Supervisor
 
+from taskiq_supervise.worker.listener.ledger import Ledger, Limits
+from taskiq_supervise.worker.listener.store import FILE, Store
+
 MARKER = "TASKIQ_SUPERVISE_CHAOS_ID"
 """In the environment of the processes of a storm; its value is the storm's own."""
 
 _BELL = re.compile(r"/bell-\d+")
+_CHANGES = re.compile(r":\[\d+\]$|\.new-[-\w]+ \(deleted\)$")
+"""What a name ends in that is not the same each time: a queue's first lock was linked in place."""
 _PER_PLACE = 2
 """Descriptors for a place in the queue: a supervisor watches whoever is there, and rings them, for
 which it opens what it needs when it needs it."""
@@ -34,6 +39,7 @@ def unsettled(supervisor: Supervisor) -> str:
     (pool,) = status["pools"]
     workers = [(worker["slot"], worker["state"]) for worker in status["workers"]]
     whole = workers == [(slot, "ready") for slot in range(pool["target"])]
+    whole &= pool["listener"] is None or pool["listener"]["state"] == "ready"
     if whole and pool["reload"] is None and pool["zygote"]["state"] == "ready":
         return ""
     return str(status)
@@ -49,11 +55,12 @@ def settle(supervisor: Supervisor, patience: float) -> None:
 def strangers(supervisor: Supervisor, marker: str) -> list[str]:
     """Processes of this storm, by the marker in their environment, that nobody answers for.
 
-    Supervisor, zygote and workers do, and workers for their process groups. Zombies are strangers.
+    Supervisor, zygote, listener and workers do, and workers for their process groups. Zombies are
+    strangers.
     """
     workers = set(supervisor.worker_pids())
     children = psutil.Process(supervisor.pid).children()
-    known = {supervisor.pid, *workers}
+    known = {supervisor.pid, *workers, listener_pid(supervisor)}
     zygotes = [one for one in children if "zygote" in " ".join(one.cmdline() or ["?"])]
     if len(zygotes) == 1:
         known.add(zygotes[0].pid)
@@ -63,6 +70,12 @@ def strangers(supervisor: Supervisor, marker: str) -> list[str]:
             if process.pid not in known and os.getpgid(process.pid) not in workers:
                 found.append(process)
     return [f"{one.pid} ({one.status()}) {' '.join(one.cmdline())}" for one in found]
+
+
+def listener_pid(supervisor: Supervisor) -> int | None:
+    """Its newest one's, of a pool that has one."""
+    listener = supervisor.pool_status()["listener"]
+    return None if listener is None else int(listener["pid"])
 
 
 def marked(marker: str) -> list[psutil.Process]:
@@ -79,8 +92,34 @@ def descriptors(pid: int) -> Counter[str]:
     kinds: Counter[str] = Counter()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):
-            kinds[re.sub(r":\[\d+\]$", "", str(entry.readlink()))] += 1
+            kinds[_CHANGES.sub("", str(entry.readlink()))] += 1
     return kinds
+
+
+def descriptors_of_listener(supervisor: Supervisor, patience: float) -> Counter[str]:
+    """None where there is no listener."""
+    listener = listener_pid(supervisor)
+    if listener is None:
+        return Counter()
+    until = time.monotonic() + patience
+    pool = supervisor.pool_status()
+    while True:
+        now = descriptors(listener)
+        # Without shared memory it watches the workers and the supervisor, once they have joined.
+        if pool["queue"] is not None or now["anon_inode:[pidfd]"] == pool["target"] + 1:
+            return now
+        assert time.monotonic() < until, f"the workers have not joined the listener: {now}"
+        time.sleep(0.01)
+
+
+def unfinished() -> int:
+    """Messages in the store of `--transport zmq`, whose supervisor has ended."""
+    folder = Path(os.environ["TASKIQ_SUPERVISE_QUEUE_DIR"], "listener-app-broker")
+    ledger = Ledger(Store(folder / FILE), Limits())
+    try:
+        return ledger.unfinished
+    finally:
+        ledger.close()
 
 
 def check_descriptors(pid: int, before: Counter[str], patience: float) -> None:
@@ -92,7 +131,8 @@ def check_descriptors(pid: int, before: Counter[str], patience: float) -> None:
         for what in now:
             if bell := _BELL.search(what):
                 places[bell[0]] += now[what]
-        if _without_bells(now) == _without_bells(before) and max(places.values()) <= _PER_PLACE:
+        is_rung = max(places.values(), default=0) <= _PER_PLACE
+        if is_rung and _without_bells(now) == _without_bells(before):
             return
         assert time.monotonic() < until, f"descriptors were {before} and are {now}"
         time.sleep(0.05)

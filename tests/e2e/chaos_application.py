@@ -3,6 +3,9 @@
 A task notes in `ledger` that it has begun and that it is done. While the file `no-forks` lies in
 the folder, the zygote's forks fail as they do when there are too many processes: the limit on
 processes, RLIMIT_NPROC, does not bind root.
+
+`CHAOS_BROKER` and `CHAOS_ADDRESS` say on which broker: "own" is our ZeroMQBroker, "stock" taskiq's,
+whose results are files. Their listener notes in `ledger` what it puts into the queue.
 """
 
 import asyncio
@@ -11,11 +14,31 @@ import logging
 import os
 import subprocess
 import time
+from typing import Any
 
-from taskiq_supervise import SharedMemoryBroker
+import taskiq
+from taskiq import AsyncBroker
+
+import taskiq_supervise
 from taskiq_supervise.ipc import _core
 
-broker = SharedMemoryBroker("chaos")
+ADDRESS = os.environ.get("CHAOS_ADDRESS", "")
+
+
+def chosen() -> AsyncBroker:
+    match os.environ.get("CHAOS_BROKER"):
+        case "own":
+            return taskiq_supervise.ZeroMQBroker(ADDRESS, ADDRESS)
+        case "stock":
+            from file_results import FileResults  # type: ignore[import-not-found]
+
+            stock = taskiq.ZeroMQBroker(ADDRESS, ADDRESS)
+            return stock.with_result_backend(FileResults())
+        case _:
+            return taskiq_supervise.SharedMemoryBroker("chaos")
+
+
+broker = chosen()
 
 _fork_away = _core.fork_away
 _child: "subprocess.Popen[bytes] | None" = None
@@ -34,12 +57,38 @@ logging.getLogger("taskiq.receiver.receiver").setLevel(logging.CRITICAL)
 logging.getLogger("taskiq_supervise.worker").setLevel(logging.WARNING)
 
 
-def note(word: str, number: int) -> None:
-    descriptor = os.open("ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+def append(path: str, *words: object) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
-        os.write(descriptor, f"{word} {number} {os.getpid()}\n".encode())
+        os.write(descriptor, f"{' '.join(map(str, words))}\n".encode())
     finally:
         os.close(descriptor)
+
+
+def note(word: str, what: int | str) -> None:
+    append("ledger", word, what, os.getpid())
+
+
+def note_puts(intake: Any) -> None:
+    """Has a listener say what it puts: before, and once it is in the queue."""
+    accept = intake.accept
+
+    async def noted(self: Any, message: Any, sender: Any = None) -> Any:
+        note("putting", message.task_id)
+        ticket = await accept(self, message, sender)
+        if ticket is not None:
+            note("put", message.task_id)
+        return ticket
+
+    intake.accept = noted
+
+
+if ADDRESS and "TASKIQ_SUPERVISE_CHAOS_ID" in os.environ:  # the supervisor's processes alone
+    from taskiq_supervise.worker.listener.intake import SegmentIntake
+    from taskiq_supervise.worker.listener.store_intake import StoreIntake
+
+    note_puts(SegmentIntake)
+    note_puts(StoreIntake)
 
 
 @broker.task

@@ -1,9 +1,10 @@
 """The load of the chaos tests: a client process that sends tasks until its standard input ends.
 
 Then it waits for all results, and writes what it knows of each task that was accepted to the file
-that its argument names: one line of JSON each.
+that its argument names: one line of JSON each. Each task is in the file `accepted` as soon as its
+`kiq()` has returned, should the client be killed before. A task's id is its number.
 
-    python chaos_client.py REPORT SEED PATIENCE KINDS
+    python chaos_client.py REPORT SEED PATIENCE KINDS FIRST
 """
 
 import asyncio
@@ -19,16 +20,21 @@ from taskiq import TaskiqResultTimeoutError
 SENDERS = 8
 MOST_AT_ONCE = 12
 """Tasks that a sender sends before it waits for their results."""
+ASKED_EVERY = 0.05
+"""Seconds: a result backend that rings no bell."""
 
 
 class Client:
-    def __init__(self, application: Any, seed: str, patience: float, kinds: list[str]) -> None:
+    def __init__(
+        self, application: Any, seed: str, patience: float, kinds: list[str], first: int
+    ) -> None:
+        """first: the number of its first task."""
         self.report: list[dict[str, Any]] = []
         self._app = application
         self._seed = seed
         self._patience = patience
         self._kinds = kinds
-        self._numbers = itertools.count()
+        self._numbers = itertools.count(first)
         self._ended = asyncio.Event()
 
     async def run(self) -> None:
@@ -50,24 +56,25 @@ class Client:
                 sent.append((number, kind, task))
             for number, kind, task in sent:
                 outcome = await self._outcome(number, task)
-                self.report.append(
-                    {"number": number, "kind": kind, "id": task.task_id, "outcome": outcome}
-                )
+                self.report.append({"number": number, "kind": kind, "outcome": outcome})
 
     async def _kiq(self, kind: str, number: int, chance: random.Random) -> Any:
-        app = self._app
+        kicker = getattr(self._app, "pause" if kind == "early" else kind).kicker()
+        kicker = kicker.with_task_id(str(number))
         match kind:
             case "pause" | "block":
-                return await getattr(app, kind).kiq(number, chance.uniform(0, 0.05))
+                task = await kicker.kiq(number, chance.uniform(0, 0.05))
             case "early":
-                early = app.pause.kicker().with_labels(ack_type="when_received")
-                return await early.kiq(number, chance.uniform(0, 0.02))
+                early = kicker.with_labels(ack_type="when_received")
+                task = await early.kiq(number, chance.uniform(0, 0.02))
             case _:
-                return await getattr(app, kind).kiq(number)
+                task = await kicker.kiq(number)
+        self._app.append("accepted", kind, number)
+        return task
 
     async def _outcome(self, number: int, task: Any) -> str:
         try:
-            result = await task.wait_result(timeout=self._patience)
+            result = await task.wait_result(ASKED_EVERY, timeout=self._patience)
         except TaskiqResultTimeoutError:
             return "none"
         if result.is_err:
@@ -75,11 +82,11 @@ class Client:
         return "value" if result.return_value == number else f"value {result.return_value!r}"
 
 
-def main(report: str, seed: str, patience: str, kinds: str) -> None:
+def main(report: str, seed: str, patience: str, kinds: str, first: str) -> None:
     sys.path.insert(0, ".")
     import app  # type: ignore[import-not-found]
 
-    client = Client(app, seed, float(patience), kinds.split(","))
+    client = Client(app, seed, float(patience), kinds.split(","), int(first))
     asyncio.run(client.run())
     Path(report).write_text("".join(json.dumps(line) + "\n" for line in client.report))
 

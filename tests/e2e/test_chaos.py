@@ -1,14 +1,9 @@
 """Whatever happens to the processes, the pool comes back and nothing that was accepted is lost."""
 
-import importlib
-import json
 import os
-import shutil
 import signal
-import sys
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -17,122 +12,23 @@ import pytest
 from taskiq.kicker import AsyncKicker
 from tests.e2e import chaos
 from tests.e2e import chaos_aftermath as aftermath
+from tests.e2e.chaos_scene import LONG_STORM, PATIENCE, SHORT_STORM, Cast, application, scene
 
 from taskiq_supervise.supervisor.client import Client
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Ledger, Supervisor
 
-KINDS = ["quick", "quick", "pause", "pause", "block", "fail", "early"]
-SHORT = 5.0
-"""Seconds."""
-LONG = max(60.0, float(os.environ.get("STRESS_SECONDS", "60")))
-SEED = os.environ.get("CHAOS_SEED")
-"""The one that a failure has named."""
-
-STORMS = [
-    pytest.param(SHORT, SEED or "1", id="short"),
-    pytest.param(
-        LONG,
-        SEED or uuid.uuid4().hex[:8],
-        id="long",  # the same in all processes of pytest-xdist
-        marks=[pytest.mark.stress, pytest.mark.timeout(4 * LONG + 300)],
-    ),
-]
-# After a minute of kills and broken code some wait for half a minute, by design.
-PATIENCE = 90.0
+Start = Callable[..., "Supervisor"]
+CAST = Cast()
+STORMS = [SHORT_STORM, LONG_STORM]
 
 
 @pytest.fixture
 def app(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """As in the other tests, but that of the chaos."""
-    shutil.copyfile(Path(__file__).with_name("chaos_application.py"), workdir / "app.py")
-    monkeypatch.syspath_prepend(str(workdir))
-    module = importlib.import_module("app")
-    yield module
-    module._core.fork_away = module._fork_away
-    del sys.modules["app"]
-
-
-class Scene:
-    """A supervisor, its clients, and the storm that comes over them."""
-
-    def __init__(
-        self,
-        start: Callable[..., "Supervisor"],
-        client: Any,
-        folder: Path,
-        marker: str,
-        seed: str,
-        *,
-        kills: bool,
-    ) -> None:
-        """marker: all processes of the supervisor have it in their environment."""
-        self._client = client
-        self._marker = marker
-        self._start = start
-        self._storm = chaos.Storm(self._supervise, folder, seed, kills=kills)
-        kinds = KINDS if kills else [*KINDS, "keep_child"]
-        self._load = chaos.Load(folder, seed, PATIENCE, kinds)
-
-    @property
-    def terminated(self) -> set[int]:
-        return self._storm.terminated
-
-    def _supervise(self) -> "Supervisor":
-        options = ("-w", str(chaos.WORKERS), "--max-tasks-per-worker", "500")
-        environment = {aftermath.MARKER: self._marker}
-        return self._start("app:broker", "release", *options, environment=environment)
-
-    async def play(self, seconds: float) -> list[dict[str, Any]]:
-        """Returns what the clients know of their tasks."""
-        storm = self._storm
-        before = aftermath.descriptors(storm.supervisor.pid)
-        storm.blow(seconds)
-        storm.calm()
-        supervisor = storm.supervisor
-        assert not aftermath.lacking(supervisor)
-        aftermath.settle(supervisor, PATIENCE)
-        assert Client("app-broker").reload(wait=True)["ok"]
-        version: Any = AsyncKicker("release:version", self._client.broker, {})
-        tasks = [await version.kiq() for _ in range(20)]
-        results = [await task.wait_result(timeout=PATIENCE) for task in tasks]
-        assert {result.return_value for result in results} == {storm.release.number}
-        self._load.end()
-        aftermath.settle(supervisor, PATIENCE)
-        assert not aftermath.strangers(supervisor, self._marker)
-        aftermath.check_descriptors(supervisor.pid, before, PATIENCE)
-        queue = supervisor.pool_status()["queue"]
-        assert (queue["ready"], queue["leased"], queue["delayed"]) == (0, 0, 0)
-        assert "in callback" not in supervisor.log.without_tasks
-        assert supervisor.stop() == 0
-        assert not aftermath.marked(self._marker)
-        return [json.loads(line) for line in self._load.report.read_text().splitlines()]
-
-    def end(self) -> None:
-        self._load.kill()
-
-    def story(self) -> str:
-        return "\n  ".join(["what was done:", *self._storm.done])
-
-
-@pytest.fixture
-def scene(
-    supervise: Callable[..., "Supervisor"], workdir: Path, client: Any, marker: str
-) -> Callable[..., AbstractContextManager[Scene]]:
-    """What fails in its context is told with the seed and what was done."""
-
-    @contextmanager
-    def begin(seed: str, *, kills: bool) -> Iterator[Scene]:
-        one = Scene(supervise, client, workdir, marker, seed, kills=kills)
-        try:
-            yield one
-        except Exception as error:
-            raise AssertionError(f"{error}\nCHAOS_SEED={seed}, {one.story()}") from error
-        finally:
-            one.end()
-
-    return begin
+    with application(CAST, workdir, monkeypatch) as module:
+        yield module
 
 
 @pytest.fixture
@@ -142,10 +38,10 @@ def marker() -> str:
 
 @pytest.mark.parametrize(("seconds", "seed"), STORMS)
 async def test_after_any_kills_the_pool_is_whole_and_every_task_ran(
-    scene: Callable[..., AbstractContextManager[Scene]], ledger: "Ledger", seconds: float, seed: str
+    supervise: Start, app: ModuleType, ledger: "Ledger", seconds: float, seed: str
 ) -> None:
-    with scene(seed, kills=True) as storm:
-        report = await storm.play(seconds)
+    with scene(CAST, supervise, app, seed, kills=True) as one:
+        report = await one.play(seconds)
         begun = ledger.counts("begun")
         for task in report:
             times = begun.get(str(task["number"]), 0)
@@ -164,12 +60,12 @@ async def test_after_any_kills_the_pool_is_whole_and_every_task_ran(
 
 @pytest.mark.parametrize(("seconds", "seed"), STORMS)
 async def test_without_kills_every_task_runs_exactly_once(
-    scene: Callable[..., AbstractContextManager[Scene]], ledger: "Ledger", seconds: float, seed: str
+    supervise: Start, app: ModuleType, ledger: "Ledger", seconds: float, seed: str
 ) -> None:
-    with scene(seed, kills=False) as storm:
-        report = await storm.play(seconds)
+    with scene(CAST, supervise, app, seed, kills=False) as one:
+        report = await one.play(seconds)
         # One that was draining already gives back what it runs when it gets a SIGTERM.
-        given_back = {what for what, pid in ledger.entries("begun") if pid in storm.terminated}
+        given_back = {what for what, pid in ledger.entries("begun") if pid in one.storm.terminated}
         begun, done = ledger.counts("begun"), ledger.counts("done")
         for task in report:
             number = str(task["number"])

@@ -71,8 +71,14 @@ async def test_in_json_every_line_of_ours_says_who_and_tasks_write_what_they_lik
 
     (said,) = [record for record in records if record["message"] == f"said {OWN}"]
     assert (said["logger"], said["level"], said["length"]) == ("service", "WARNING", len(OWN))
+    (begun,) = [one for one in by_workers if one["message"].startswith("Executing task service:")]
+    assert said["task_id"] == begun["task_id"]
+    assert said["task_name"] == begun["task_name"] == "service:say"
     (failed,) = [record for record in by_workers if "exception" in record]
     assert "ZeroDivisionError: division by zero" in failed["exception"]
+    assert failed["task_name"] == "app:divide"
+    assert failed["task_id"] != said["task_id"]
+    assert all("task_id" not in record for record in by_supervisor)
 
     def events(name: str) -> list[dict[str, Any]]:
         return [record for record in by_supervisor if record.get("event") == name]
@@ -88,6 +94,23 @@ async def test_in_json_every_line_of_ours_says_who_and_tasks_write_what_they_lik
     assert (broken["reload"], broken["level"]) == (1, "ERROR")
     assert "RuntimeError: no settings" in broken["message"]
     assert "service.py" in broken["exception"]
+
+
+async def test_a_line_from_a_process_for_sync_tasks_says_which_task_it_is(
+    supervise: Start, client: Any, workdir: Path
+) -> None:
+    (workdir / "service.py").write_text(SERVICE)
+    options = ("--workers", "1", "--use-process-pool", "--max-process-pool-processes", "1")
+    supervisor = supervise("app:broker", "service", *options, "--log-style", "json").wait_ready()
+    for text in ("one", "two"):
+        (await run(client, "service:say", text)).raise_for_error()
+    assert supervisor.stop() == 0
+    lines = [line for line in supervisor.log.text.splitlines() if line.startswith("{")]
+    records = [json.loads(line) for line in lines]
+    said = {one["message"]: one for one in records if one["logger"] == "service"}
+    assert set(said) == {"said one", "said two"}
+    assert len({one["task_id"] for one in said.values()}) == 2
+    assert {one["task_name"] for one in said.values()} == {"service:say"}
 
 
 CONFIGURES = """

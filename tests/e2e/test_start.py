@@ -118,16 +118,17 @@ def test_a_wrong_option_is_a_usage_error(
         assert arguments[1] in log
 
 
-def test_a_broadcast_broker_with_more_than_one_worker_is_refused_with_the_reason(
+def test_a_broadcast_broker_without_a_listener_and_with_more_workers_is_refused_with_the_reason(
     supervise: Start, workdir: Path
 ) -> None:
     (workdir / "wrong.py").write_text(
         "from taskiq import ZeroMQBroker\nbroker = ZeroMQBroker(zmq_pub_host='ipc://x')\n"
     )
-    supervisor = supervise("wrong:broker", "--workers", "2")
+    supervisor = supervise("wrong:broker", "--workers", "2", "--no-single-listener")
     assert supervisor.wait() == 3
     log = supervisor.log.wait_for_end(timeout=5)
     assert "every" in log
+    assert "leave --no-single-listener out" in log
     assert "Traceback" not in log
 
 

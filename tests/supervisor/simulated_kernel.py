@@ -6,17 +6,29 @@ to the test that plays them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from taskiq_supervise.supervisor.core import messages as m
-from taskiq_supervise.supervisor.core.model import ExitStatus, Pool, Settings, WorkerState, new_pool
+from taskiq_supervise.supervisor.core.model import (
+    LISTENER,
+    ExitStatus,
+    Pool,
+    Settings,
+    WorkerState,
+    new_pool,
+)
+from taskiq_supervise.supervisor.core.policy import StopLevel
 from taskiq_supervise.supervisor.core.step import step
+from taskiq_supervise.supervisor.core.transport import Listening, Transport
 
 KILLED = ExitStatus(signal=9)
 # Far more turns than a small pool needs from any state.
 TURNS = 500
-TRANSPORT = m.Transport("shm", "queue", "/dev/shm/x")
+TRANSPORT = Transport("shm", "queue", "/dev/shm/x")
+_TAKES = Listening("taskiq.ZeroMQBroker", "taskiq.Z", "it publishes", ("tcp://127.0.0.1:5",))
+LISTENING = Transport("listener", "feed", "/dev/shm/x", listener=_TAKES)
+JOINING = replace(LISTENING, listener=replace(_TAKES, store="zmq"))
 
 
 @dataclass
@@ -60,6 +72,14 @@ class World:
     processes: dict[int, Process] = field(default_factory=dict)
     broken_code: int | None = None
     """Workers of this reload never get READY."""
+    slow_slot: int | None = None
+    """Who has this slot goes on booting."""
+    listens: bool = False
+    """The code that lies there needs a listener."""
+    joins: bool = False
+    """That listener gives the workers their tasks itself, without shared memory."""
+    said: dict[int, bool] = field(default_factory=dict)
+    """Of each zygote, whether it said so."""
     exit_code: int | None = None
     history: list[m.Event] = field(default_factory=list)
     reports: list[m.Report] = field(default_factory=list)
@@ -91,12 +111,14 @@ class World:
             self.pool, effects = step(before, event, self.now)
             assert step(before, event, self.now) == (self.pool, effects), "not a function"
             for effect in effects:
-                pending += self._carry_out(effect, stopping=before.stopping)
+                need = before.ends_need_listener or self.pool.ends_need_listener
+                pending += self._carry_out(effect, ending=before.stopping and not need)
 
-    def _carry_out(self, effect: m.Effect, *, stopping: bool) -> list[m.Event]:  # noqa: PLR0912
+    def _carry_out(self, effect: m.Effect, *, ending: bool) -> list[m.Event]:  # noqa: PLR0912
+        """ending: nothing is started any more."""
         match effect:
             case m.StartZygote():
-                assert not stopping
+                assert not ending
                 assert effect.generation not in self.zygotes
                 working = [one for one in self.zygotes.values() if not one.told]
                 assert len(working) < 2, "more than two zygotes"
@@ -108,8 +130,12 @@ class World:
             case m.OpenQueue():
                 self.zygotes[effect.generation].opening = True
             case m.Fork():
-                self._ask(effect, stopping=stopping)
+                assert not ending, "a fork while stopping"
+                assert effect.slot == LISTENER or self.pool.stop is None, "a worker while stopping"
+                self._ask(effect)
             case m.SendDrain():
+                if effect.slot == LISTENER and self.pool.stop is StopLevel.DRAIN:
+                    assert not self.pool.crew, "the listener leaves before the workers"
                 self.running(effect.slot, effect.generation).told.append("drain")
             case m.SendStop():
                 self.running(effect.slot, effect.generation).told.append("stop")
@@ -138,8 +164,7 @@ class World:
                 self.exit_code = effect.exit_code
         return []
 
-    def _ask(self, effect: m.Fork, *, stopping: bool) -> None:
-        assert not stopping, "a fork while stopping"
+    def _ask(self, effect: m.Fork) -> None:
         assert self.zygotes[effect.zygote].loaded
         key = effect.slot, effect.generation
         assert key not in self.seats, "a generation was used twice"
@@ -166,10 +191,14 @@ class World:
 
     # --- what the world does ---------------------------------------------------------------------
 
-    def load(self, generation: int | None = None, **said: object) -> None:
+    def load(
+        self, generation: int | None = None, *, listens: bool | None = None, **said: object
+    ) -> None:
         zygote = self.zygotes[generation or self.pool.zygote.generation]
         zygote.loaded = True
-        self.post(m.ZygoteLoaded(zygote.generation, TRANSPORT, **said))  # type: ignore[arg-type]
+        needed = self.said[zygote.generation] = self.listens if listens is None else listens
+        transport = (JOINING if self.joins else LISTENING) if needed else TRANSPORT
+        self.post(m.ZygoteLoaded(zygote.generation, transport, **said))  # type: ignore[arg-type]
 
     def open_queue(self, generation: int | None = None) -> None:
         zygote = self.zygotes[generation or self.pool.zygote.generation]
@@ -215,8 +244,9 @@ class World:
 def is_up(world: World) -> bool:
     """As many as there are to be, and nothing beside them."""
     workers = world.pool.workers
+    slots = [*([LISTENER] if world.pool.zygote.listens else []), *range(world.pool.target)]
     return (
-        [worker.slot for worker in workers] == list(range(world.pool.target))
+        [worker.slot for worker in workers] == slots
         and all(worker.state is WorkerState.READY for worker in workers)
         and world.pool.reload is None
         and not world.pool.reload_again
@@ -250,7 +280,10 @@ def _zygotes_move(world: World) -> bool:
         if zygote.told:
             world.zygote_exits(ExitStatus(code=0), zygote.generation)
         elif not zygote.loaded:
-            world.load(zygote.generation)
+            now = world.pool.zygote
+            again = now.generation == zygote.generation and now.transport is not None
+            # Other code than before would be refused without a reload, again and again.
+            world.load(zygote.generation, listens=now.listens if again else None)
         elif zygote.opening:
             world.open_queue(zygote.generation)
         else:
@@ -275,7 +308,8 @@ def _workers_move(world: World, *, stubborn: bool) -> bool:
             world.report_exit(process)
             return True
         worker = world.pool.find(process.slot, process.generation)
-        if worker is None or stubborn:
+        slow = worker is not None and worker.state is WorkerState.BOOTING
+        if worker is None or stubborn or (slow and worker.slot == world.slow_slot):
             continue
         if process.asked:
             process.asked = False

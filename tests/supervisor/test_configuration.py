@@ -131,6 +131,7 @@ def test_every_option_can_stand_in_the_file_under_each_of_its_names() -> None:
     examples = {
         "workers": "2", "min_workers": "2", "max_workers": "2", "name": '"x"', "app_dir": '"."',
         "max_threadpool_threads": "1", "max_process_pool_processes": "1", "log_level": '"INFO"',
+        "log_style": '"text"', "http": '"127.0.0.1:9808"',
     }  # fmt: skip
     for option, key in itertools.chain.from_iterable(
         ((option, key) for key in option.keys) for option in options if option.name not in not_there
@@ -157,6 +158,20 @@ def test_flags_go_before_the_environment_and_that_before_the_file(
     assert (asked.name, only.settings.workers, only.max_deliveries) == ("flag", 4, 7)
     assert only.config.preload
     assert pools("-w5")[""].settings.workers == 5
+
+
+def test_a_pool_says_for_itself_whether_one_process_listens_for_all_of_it() -> None:
+    write(
+        "[pools.one]\napp = 'one:broker'\nsingle-listener = false\n"
+        "[pools.two]\napp = 'two:broker'\nsingle-listener = true\ntransport = 'zmq'\n"
+        "[pools.three]\napp = 'three:broker'\n"
+    )
+    configs = [asked.config for asked in pools().values()]
+    assert [(one.pool, one.single_listener, one.transport) for one in configs] == [
+        ("one", False, "shm"),
+        ("two", True, "zmq"),
+        ("three", None, "shm"),
+    ]
 
 
 def test_flags_count_for_every_pool() -> None:

@@ -19,6 +19,7 @@ from tests.supervisor.simulated_kernel import (
 
 from taskiq_supervise.supervisor.core import messages as m
 from taskiq_supervise.supervisor.core.model import (
+    LISTENER,
     UNHURRIED,
     ExitStatus,
     Settings,
@@ -31,6 +32,7 @@ EXITS = st.sampled_from(
 )
 
 
+TAKING = {WorkerState.BOOTING, WorkerState.READY}
 NOTICES: list[Callable[[int, int], m.WorkerEvent]] = [
     lambda slot, generation: m.Worn(slot, generation, "has run 10 tasks"),
     lambda slot, generation: m.Hung(slot, generation, 12.0, False),
@@ -53,10 +55,21 @@ class Supervision(RuleBasedStateMachine):
         hardkill_count=st.integers(1, 4),
         lifetime=st.sampled_from([None, 3600.0]),
         turns=st.integers(0, 12),
+        listens=st.booleans(),
+        joins=st.booleans(),
     )
-    def start(self, workers: int, hardkill_count: int, lifetime: float | None, turns: int) -> None:
+    def start(
+        self,
+        workers: int,
+        hardkill_count: int,
+        lifetime: float | None,
+        turns: int,
+        listens: bool,
+        joins: bool,
+    ) -> None:
         settings = Settings(workers=workers, hardkill_count=hardkill_count, max_lifetime=lifetime)
-        self.world = World(settings)
+        self.given_up = False
+        self.world = World(settings, listens=listens, joins=joins)
         self.world.post(m.Started())
         play(self.world, stubborn=False, until=is_up, turns=turns)
 
@@ -80,7 +93,8 @@ class Supervision(RuleBasedStateMachine):
         assert zygote is not None
         # With more workers than one it would be refused, and a cold start would be over.
         broadcast = "it publishes" if publishes and self.world.pool.target == 1 else None
-        self.world.load(zygote.generation, threads=threads, broadcast=broadcast)
+        listens = self.world.listens and broadcast is None
+        self.world.load(zygote.generation, listens=listens, threads=threads, broadcast=broadcast)
 
     @precondition(lambda self: self.world.zygotes and self.world.pool.loaded)
     @rule(data=st.data())
@@ -142,11 +156,14 @@ class Supervision(RuleBasedStateMachine):
             self.world.post(event(process.slot, process.generation))
 
     @precondition(lambda self: self.processes(ended=False))
-    @rule(data=st.data())
-    def worker_cannot_boot(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), final=st.booleans())
+    def worker_cannot_boot(self, data: st.DataObject, final: bool) -> None:
         process = data.draw(st.sampled_from(self.processes(ended=False)))
         if process.answered:
-            self.world.post(m.BootFailed(process.slot, process.generation, "no server"))
+            failed = m.BootFailed(process.slot, process.generation, "no server", final=final)
+            stopped = self.world.pool.stopping
+            self.world.post(failed)
+            self.given_up = self.given_up or (self.world.pool.stopping and not stopped)
 
     @precondition(lambda self: self.processes(ended=False))
     @rule(data=st.data(), notice=st.sampled_from(NOTICES))
@@ -183,8 +200,10 @@ class Supervision(RuleBasedStateMachine):
             self.world.now = max(self.world.now, deadline)
             self.world.post(m.Tick())
 
-    @rule()
-    def reload(self) -> None:
+    @rule(listens=st.booleans())
+    def reload(self, listens: bool) -> None:
+        """Of code that may need a listener or not, whatever the present one does."""
+        self.world.listens = listens
         self.world.post(m.ReloadRequested())
 
     @rule(workers=st.integers(1, 5))
@@ -218,7 +237,7 @@ class Supervision(RuleBasedStateMachine):
     def all_goes_well_for_a_while(self, turns: int) -> None:
         play(self.world, stubborn=False, until=is_at_rest, turns=turns)
 
-    @rule(slot=st.integers(-1, 9), generation=st.integers(50, 60), status=EXITS)
+    @rule(slot=st.integers(-2, 9), generation=st.integers(50, 60), status=EXITS)
     def an_event_about_nobody(self, slot: int, generation: int, status: ExitStatus) -> None:
         self.world.post(m.Exited(slot, generation, 99, status, False))
         self.world.post(m.Ready(slot, generation))
@@ -258,22 +277,41 @@ class Supervision(RuleBasedStateMachine):
         successors = [one.slot for one in pool.workers if one.wanted and one.successor]
         assert len(successors) == len(set(successors))
         assert set(successors) <= set(wanted)
-        if pool.stopping:
+        if pool.ends_need_listener:
+            assert wanted in ([], [LISTENER])
+        elif pool.stopping:
             assert wanted == []
         else:
-            assert wanted == list(range(pool.target))
+            assert [slot for slot in wanted if slot != LISTENER] == list(range(pool.target))
         keys = [(one.slot, one.generation) for one in pool.workers if one.generation]
         assert len(keys) == len(set(keys))
+
+    @invariant()
+    def there_is_a_listener_where_the_code_needs_one_and_none_elsewhere(self) -> None:
+        pool = self.world.pool
+        if pool.stopping:
+            return
+        if not pool.zygote.listens:
+            assert pool.holder(LISTENER) is None
+        elif not any(one.code != pool.zygote.code for one in pool.crew):
+            assert pool.holder(LISTENER) is not None
+
+    @invariant()
+    def a_listener_that_stays_has_no_workers_beside_it_that_listen_for_themselves(self) -> None:
+        staying = [one for one in self.world.pool.workers if one.wanted and not one.canary]
+        up = [one for one in staying if one.state in TAKING]
+        if any(one.slot == LISTENER for one in up):
+            assert all(self.world.said[one.zygote] for one in up)
 
     @invariant()
     def never_do_two_take_tasks_that_each_of_them_would_get(self) -> None:
         pool = self.world.pool
         if pool.broadcast is not None:
-            assert sum(worker.state is WorkerState.READY for worker in pool.workers) <= 1
+            assert sum(worker.state is WorkerState.READY for worker in pool.crew) <= 1
 
     @invariant()
     def one_worker_is_recycled_at_a_time_in_pools_as_small_as_these(self) -> None:
-        successors = [one for one in self.world.pool.workers if one.successor and one.wanted]
+        successors = [one for one in self.world.pool.crew if one.successor and one.wanted]
         assert len([one for one in successors if not one.canary]) <= 1
 
     @invariant()
@@ -325,8 +363,9 @@ class Supervision(RuleBasedStateMachine):
             self.world.post(m.Terminate())
         # The worst of workers: it neither drains nor stops, and ends only by SIGKILL.
         play(self.world, stubborn=True, until=has_ended)
-        # Only a start that took too long is a failure here.
-        assert self.world.exit_code == (0 if self.world.pool.loaded else 3), self.world.pool
+        # Only a start that took too long, or can never succeed, is a failure here.
+        failed = self.given_up or not self.world.pool.loaded
+        assert self.world.exit_code == (3 if failed else 0), self.world.pool
 
 
 Supervision.TestCase.settings = settings(

@@ -272,6 +272,18 @@ def test_a_roll_back_that_goes_on_does_not_hold_up_the_next_attempt() -> None:
     assert codes(world) == [2, 2, 2, 2]
 
 
+def test_a_roll_back_that_such_an_attempt_interrupts_goes_on_when_that_fails_too() -> None:
+    world = reloading(ReloadStage.ROLLING, workers=4)
+    play(world, stubborn=False, until=lambda w: codes(w).count(1) == 3)
+    world.broken_code = 1
+    play(world, stubborn=False, until=in_stage(ReloadStage.ROLLING_BACK))
+    world.post(m.ReloadRequested())
+    world.post(m.ZygoteLoadFailed(max(world.zygotes), "SyntaxError", None))
+    play(world, stubborn=False, until=is_up)
+    assert codes(world) == [0, 0, 0, 0]
+    assert [ended.error for ended in world.reloads] == ["broken", "SyntaxError"]
+
+
 def test_it_is_over_when_the_last_old_worker_is_gone_and_not_before() -> None:
     world = reloading(ReloadStage.FINISHING)
     play(world, stubborn=False, until=lambda w: bool(w.reloads))

@@ -8,7 +8,8 @@ import pytest
 from taskiq_supervise.ipc import Burial
 from taskiq_supervise.supervisor import journal
 from taskiq_supervise.supervisor.core.messages import Happening, Report
-from taskiq_supervise.supervisor.core.model import ExitStatus, Reason
+from taskiq_supervise.supervisor.core.model import LISTENER, ExitStatus, Reason
+from taskiq_supervise.supervisor.core.transport import Listening
 from taskiq_supervise.supervisor.journal import Journal
 
 
@@ -83,6 +84,10 @@ def test_every_happening_is_put_into_words(what: Happening) -> None:
             Report(Happening.FORK_LOST, 0, 1),
             "worker=0 gen=1 lost: the zygote died before it answered",
         ),
+        (
+            Report(Happening.WORKER_READY, LISTENER, 2, 4711),
+            "listener gen=2 pid=4711 ready",
+        ),
     ],
 )
 def test_lines_read_as_sentences(report: Report, line: str) -> None:
@@ -122,6 +127,27 @@ def test_what_became_of_a_dead_workers_tasks_is_said(caplog: pytest.LogCaptureFi
         "worker=3 gen=2 pid=4711 held task d: started too often, dead letter",
         "worker=3 gen=2 pid=4711 held task l: acknowledged before, lost",
     ]
+
+
+@pytest.mark.parametrize(
+    ("workers", "whom"), [(4, "all 4 workers"), (1, "the only worker")], ids=str
+)
+def test_what_a_listener_was_enforced_for_is_said(
+    caplog: pytest.LogCaptureFixture, workers: int, whom: str
+) -> None:
+    listening = Listening(
+        "taskiq.ZeroMQBroker",
+        "taskiq.brokers.zmq_broker.ZeroMQBroker",
+        "it publishes",
+        ("tcp://127.0.0.1:5555", "ipc:///tmp/x"),
+        notes=("narrowed to loopback",),
+    )
+    with caplog.at_level(logging.INFO):
+        Journal().listening(listening, workers)
+    first, second = caplog.messages
+    assert first.startswith("listener: one process listens on tcp://127.0.0.1:5555, ipc:///tmp/x ")
+    assert first.endswith(f"for {whom}, because of taskiq.ZeroMQBroker (it publishes)")
+    assert second == "listener: narrowed to loopback"
 
 
 def test_logging_goes_to_stderr_in_the_given_format_under_the_supervisors_name(

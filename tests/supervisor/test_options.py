@@ -131,6 +131,21 @@ def test_the_options_of_our_own_go_where_they_are_needed() -> None:
     assert (config.preload, settings.preload) == (False, False)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "single", "transport"),
+    [
+        ((), None, "shm"),
+        (("--single-listener", "--transport", "zmq"), True, "zmq"),
+        (("--no-single-listener",), False, "shm"),
+    ],
+)
+def test_whether_one_process_listens_for_all_is_said_or_left_to_the_broker(
+    arguments: tuple[str, ...], single: bool | None, transport: str
+) -> None:
+    config = pool(*arguments).config
+    assert (config.single_listener, config.transport) == (single, transport)
+
+
 def test_zero_turns_a_limit_off() -> None:
     limits = ("boot-timeout", "hang-warn", "hang-timeout", "task-timeout", "max-memory")
     asked = pool(

@@ -14,21 +14,23 @@ from rich.console import Console
 from taskiq_supervise.ipc import Board
 from taskiq_supervise.supervisor import status
 from taskiq_supervise.supervisor.commands import render
-from taskiq_supervise.supervisor.core import messages as m
 from taskiq_supervise.supervisor.core.model import (
+    LISTENER,
     ExitStatus,
     Health,
     Pool,
     Reason,
     Settings,
+    Worker,
     WorkerState,
     Zygote,
     new_pool,
 )
+from taskiq_supervise.supervisor.core.transport import Listening, Transport
 from taskiq_supervise.supervisor.usage import Usage, UsageMeter
 
 NOW = 1000.0
-SHM = m.Transport("shm", "demo", "/dev/shm/x")
+SHM = Transport("shm", "demo", "/dev/shm/x")
 QUEUE = {"ready": 5, "leased": 2, "delayed": 0, "dead": 1, "capacity": 64}
 
 
@@ -71,7 +73,7 @@ def snapshot(pool: Pool, tallies: status.Tallies, **changes: Any) -> dict[str, A
     values: dict[str, Any] = {"transport": SHM, "queue": QUEUE, **changes}
     view = status.PoolView("", "app:broker", pool, tallies, **values)
     usage = {4711: Usage(12.5, 1 << 26)}
-    found = status.pool_status(view)
+    found = status.pool_status(view, usage, NOW)
     return {
         "name": "one",
         "pid": 17,
@@ -102,6 +104,7 @@ def test_the_snapshot_has_what_programs_rely_on(board: Board) -> None:
         "queue": QUEUE,
         "queue_name": "demo",
         "queue_directory": "/dev/shm/x",
+        "listener": None,
         "zygote": {"state": "absent", "generation": 0},
         "target": 2,
         "min_workers": None,
@@ -152,11 +155,101 @@ def test_the_snapshot_has_what_programs_rely_on(board: Board) -> None:
 
 
 def test_an_application_on_another_broker_has_no_queue(board: Board) -> None:
-    transport = m.Transport("broker", "taskiq_redis.ListQueueBroker")
+    transport = Transport("broker", "taskiq_redis.ListQueueBroker")
     found = snapshot(pool_of_two(), status.Tallies(board), transport=transport, queue=None)
     (pool,) = found["pools"]
     assert (pool["queue"], pool["queue_name"]) == (None, None)
     assert pool["transport"] == "taskiq_redis.ListQueueBroker"
+
+
+LISTENING = Transport(
+    "listener",
+    "listener-app",
+    "/dev/shm/x",
+    listener=Listening(
+        "taskiq.ZeroMQBroker",
+        "taskiq.brokers.zmq_broker.ZeroMQBroker",
+        "it publishes",
+        ("tcp://127.0.0.1:5555",),
+    ),
+)
+
+
+def with_listener(**changes: Any) -> Pool:
+    """Those two, and a listener in its third generation."""
+    pool = pool_of_two()
+    listener = Worker(
+        **{
+            "slot": LISTENER,
+            "state": WorkerState.READY,
+            "generation": 3,
+            "seat": 1,
+            "pid": 4712,
+            "started": 995.0,
+            "restarts": 2,
+            **changes,
+        }
+    )
+    return replace(pool, workers=(listener, *pool.workers))
+
+
+def test_a_pool_whose_workers_are_joined_by_sockets_says_so(board: Board) -> None:
+    listening = LISTENING.listener
+    assert listening is not None
+    transport = replace(LISTENING, listener=replace(listening, store="zmq"))
+    (pool,) = snapshot(with_listener(), status.Tallies(board), transport=transport)["pools"]
+    assert (pool["transport"], pool["queue_name"]) == ("zmq", None)
+    assert pool["listener"]["broker"] == "taskiq.ZeroMQBroker"
+
+
+def test_a_listener_stands_beside_the_workers_with_what_it_does_and_why(board: Board) -> None:
+    writer = board.writer(1)
+    writer.reset(4712, 3)
+    writer.say_received(5)
+    found = snapshot(with_listener(), status.Tallies(board), transport=LISTENING)
+    (pool,) = found["pools"]
+    assert [worker["slot"] for worker in found["workers"]] == [0, 1]
+    assert pool["transport"] == "taskiq.brokers.zmq_broker.ZeroMQBroker"
+    assert (pool["queue_name"], pool["target"]) == ("listener-app", 2)
+    assert pool["listener"] == {
+        "pid": 4712,
+        "state": "ready",
+        "health": "ok",
+        "generation": 3,
+        "uptime": 5.0,
+        "restarts": 2,
+        "last_exit": None,
+        "last_exit_reason": None,
+        "message": None,
+        "next_start": None,
+        "cpu_percent": None,
+        "rss_bytes": None,
+        "broker": "taskiq.ZeroMQBroker",
+        "reason": "it publishes",
+        "endpoints": ["tcp://127.0.0.1:5555"],
+        "received": 5,
+    }
+
+
+def test_what_listeners_received_is_counted_over_their_generations(board: Board) -> None:
+    tallies = status.Tallies(board)
+    pool = with_listener()
+    listener = pool.workers[0]
+    writer = board.writer(1)
+    writer.reset(4712, 3)
+    assert not tallies.close_generation(listener)
+    writer.say_received(1)
+    assert tallies.close_generation(listener)
+    successor = replace(listener, generation=4)
+    writer.reset(4713, 4)
+    writer.say_received(1)
+    assert tallies.received(successor) == 2
+
+
+def test_a_listener_that_cannot_start_is_the_message(board: Board) -> None:
+    pool = with_listener(state=WorkerState.BACKOFF, deadline=1001.0, boot_error="address in use")
+    found = snapshot(pool, status.Tallies(board), transport=LISTENING)
+    assert found["message"] == "the listener cannot start: address in use"
 
 
 def test_code_that_cannot_be_loaded_any_more_is_said(board: Board) -> None:
@@ -292,6 +385,14 @@ def test_people_see_workers_tasks_and_what_is_wrong(board: Board, width: int) ->
         *("app:nap [really] for", "attempt 2, id-1", "connection refused", "backoff"),
     ):
         assert piece in text
+
+
+def test_people_see_the_listener_first(board: Board) -> None:
+    text = shown(snapshot(with_listener(), status.Tallies(board), transport=LISTENING))
+    assert "listener: tcp://127.0.0.1:5555, 0 received" in text
+    rows = [line.split() for line in text.splitlines()]
+    ready = [row[:3] for row in rows if row[3:4] == ["ready"]]
+    assert ready == [["listener", "3", "4712"], ["0", "2", "4711"]]
 
 
 def test_a_long_list_of_tasks_is_cut(board: Board) -> None:

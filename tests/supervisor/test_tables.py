@@ -19,6 +19,7 @@ from taskiq_supervise.supervisor.core.model import (
     ZygoteState,
 )
 from taskiq_supervise.supervisor.core.policy import StopLevel
+from taskiq_supervise.supervisor.core.transport import Transport
 from taskiq_supervise.supervisor.core.worker_turn import Surroundings
 
 SETTINGS = Settings(workers=1)
@@ -33,7 +34,7 @@ VALUES: dict[str, Any] = {
     "reason": Reason.STOP,
     "traceback": None,
     "exit_code": 1,
-    "transport": m.Transport("shm", "queue", "/dev/shm/x"),
+    "transport": Transport("shm", "queue", "/dev/shm/x"),
     "threads": (),
     "broadcast": None,
     "oom": False,
@@ -41,6 +42,7 @@ VALUES: dict[str, Any] = {
     "seconds": 12.0,
     "too_long": False,
     "tasks": ("a",),
+    "final": False,
 }
 
 
@@ -106,7 +108,7 @@ def test_the_zygotes_table_has_a_column_for_every_state_and_a_row_for_every_even
 
 def test_every_effect_is_one_that_the_shell_knows() -> None:
     events = subclasses(m.WorkerEvent) | subclasses(m.ZygoteEvent)
-    others = {m.WorkerEvent, m.ZygoteEvent, m.Transport, *typing.get_args(m.PoolEvent)}
+    others = {m.WorkerEvent, m.ZygoteEvent, *typing.get_args(m.PoolEvent)}
     assert DEFINED - events - others == set(typing.get_args(m.Effect))
 
 

@@ -4,11 +4,14 @@ from typing import Any
 
 import pytest
 
+from taskiq_supervise import __version__
 from taskiq_supervise.supervisor.core import messages as m
+from taskiq_supervise.supervisor.core.transport import Listening, Transport
 from taskiq_supervise.supervisor.zygote import understand
 
 LOADED: dict[str, Any] = {
     "op": "loaded",
+    "version": __version__,
     "transport": {"kind": "broker", "class": "taskiq_redis.ListQueueBroker"},
     "threads": [],
     "broadcast": None,
@@ -16,7 +19,7 @@ LOADED: dict[str, Any] = {
 
 
 def test_loaded_with_somebody_elses_broker() -> None:
-    expected = m.ZygoteLoaded(3, m.Transport("broker", "taskiq_redis.ListQueueBroker"))
+    expected = m.ZygoteLoaded(3, Transport("broker", "taskiq_redis.ListQueueBroker"))
     assert understand(LOADED, 3) == expected
 
 
@@ -24,13 +27,56 @@ def test_loaded_with_a_queue_in_shared_memory() -> None:
     transport = {"kind": "shm", "name": "q", "directory": "/d", "geometry": {"slots": 64}}
     message = {**LOADED, "transport": transport, "threads": ["pool"], "broadcast": "why"}
     assert understand(message, 3) == m.ZygoteLoaded(
-        3, m.Transport("shm", "q", "/d", {"slots": 64}), threads=("pool",), broadcast="why"
+        3, Transport("shm", "q", "/d", {"slots": 64}), threads=("pool",), broadcast="why"
+    )
+
+
+LISTENER: dict[str, Any] = {
+    "kind": "listener",
+    "name": "listener-app",
+    "directory": "/d",
+    "geometry": {"slots": 64},
+    "broker": "taskiq.ZeroMQBroker",
+    "class": "taskiq.brokers.zmq_broker.ZeroMQBroker",
+    "reason": "it publishes",
+    "endpoints": ["tcp://127.0.0.1:5555"],
+    "own": False,
+    "notes": ["a note"],
+    "store": "shm",
+}
+
+
+def test_loaded_with_a_broker_that_one_process_listens_to() -> None:
+    assert understand({**LOADED, "transport": LISTENER}, 3) == m.ZygoteLoaded(
+        3,
+        Transport(
+            "listener",
+            "listener-app",
+            "/d",
+            {"slots": 64},
+            listener=Listening(
+                "taskiq.ZeroMQBroker",
+                "taskiq.brokers.zmq_broker.ZeroMQBroker",
+                "it publishes",
+                ("tcp://127.0.0.1:5555",),
+                notes=("a note",),
+            ),
+        ),
     )
 
 
 def test_an_application_that_cannot_be_loaded() -> None:
     message = {"op": "load_failed", "kind": "user", "message": "boom", "traceback": "Trace"}
     assert understand(message, 3) == m.ZygoteLoadFailed(3, "boom", "Trace")
+
+
+def test_another_version_of_ours_is_not_loaded_however_it_describes_itself() -> None:
+    message = {"op": "loaded", "version": "99.1", "transport": "who knows"}
+    assert understand(message, 3) == m.ZygoteLoadFailed(
+        3,
+        f"it imports taskiq-supervise 99.1 and the supervisor is {__version__}: "
+        "restart the service instead of reloading it",
+    )
 
 
 def test_answers_to_forks() -> None:
@@ -53,7 +99,10 @@ def test_answers_to_forks() -> None:
         {"op": "forked", "slot": 1, "generation": 2},
         {"op": "forked", "slot": "one", "generation": 2, "pid": 3},
         {"op": "loaded"},
+        {"op": "loaded", "version": __version__},
         {**LOADED, "transport": {"kind": "pigeon"}},
+        {**LOADED, "transport": {**LISTENER, "store": "pigeon"}},
+        {**LOADED, "transport": {**LISTENER, "endpoints": None}},
         {**LOADED, "transport": None},
         {**LOADED, "threads": 5},
     ],

@@ -41,6 +41,7 @@ def test_defaults_are_taskiqs() -> None:
         ({"max_prefetch": -1}, "max_prefetch is -1"),
         ({"shutdown_timeout": -0.5}, "shutdown_timeout is -0.5"),
         ({"max_threadpool_threads": 0}, "max_threadpool_threads is 0"),
+        ({"transport": "tcp"}, "transport is 'tcp', not one of shm, zmq"),
         ({"log_style": "xml"}, "log_style is 'xml', not one of text, json"),
         ({"task_timeout": 0.0}, "task_timeout is 0.0"),
         ({"task_timeout": -1.0}, "task_timeout is -1.0"),

@@ -17,11 +17,11 @@ from tests.broker.conftest import SMALL
 
 from taskiq_supervise.broker import (
     InvalidLabelError,
+    QueueTask,
     SharedMemoryBroker,
-    SharedMemoryTask,
     TaskTimeoutError,
 )
-from taskiq_supervise.broker.task import SharedMemoryKicker
+from taskiq_supervise.broker.task import QueueKicker
 from taskiq_supervise.ipc import Board, timerfd
 from taskiq_supervise.worker.deadlines import Deadline, Deadlines
 
@@ -94,14 +94,14 @@ async def client() -> AsyncIterator[SharedMemoryBroker]:
     await broker.shutdown()
 
 
-async def send(client: SharedMemoryBroker, name: str, **labels: Any) -> SharedMemoryTask[Any]:
-    kicker: SharedMemoryKicker[Any, Any] = SharedMemoryKicker(name, client, labels)
+async def send(client: SharedMemoryBroker, name: str, **labels: Any) -> QueueTask[Any]:
+    kicker: QueueKicker[Any, Any] = QueueKicker(name, client, labels)
     task = await kicker.kiq()
-    assert isinstance(task, SharedMemoryTask)
+    assert isinstance(task, QueueTask)
     return task
 
 
-async def error_of(task: SharedMemoryTask[Any]) -> BaseException | None:
+async def error_of(task: QueueTask[Any]) -> BaseException | None:
     return (await task.wait_result(timeout=10)).error
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.broker.conftest import SMALL
 
 from taskiq_supervise.broker import SharedMemoryBroker
-from taskiq_supervise.broker.task import SharedMemoryKicker
+from taskiq_supervise.broker.task import QueueKicker
 from taskiq_supervise.ipc import OutcomeKind
 from taskiq_supervise.worker import failpoint
 
@@ -63,7 +63,7 @@ async def client() -> AsyncIterator[SharedMemoryBroker]:
 
 
 async def add(client: SharedMemoryBroker, **labels: Any) -> Any:
-    kicker: SharedMemoryKicker[Any, Any] = SharedMemoryKicker("add", client, labels)
+    kicker: QueueKicker[Any, Any] = QueueKicker("add", client, labels)
     return await kicker.kiq(1, 2)
 
 

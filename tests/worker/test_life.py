@@ -13,8 +13,8 @@ import pytest
 from taskiq import TaskiqMessage
 from tests.broker.conftest import SMALL
 
-from taskiq_supervise.broker import SharedMemoryBroker, SharedMemoryTask, WorkerLostError
-from taskiq_supervise.broker.task import SharedMemoryKicker
+from taskiq_supervise.broker import QueueTask, SharedMemoryBroker, WorkerLostError
+from taskiq_supervise.broker.task import QueueKicker
 
 if TYPE_CHECKING:
     from taskiq.kicker import AsyncKicker
@@ -109,10 +109,10 @@ async def client(life: "Nursery") -> AsyncIterator[SharedMemoryBroker]:
     await broker.shutdown()
 
 
-async def send(client: SharedMemoryBroker, name: str, *args: Any) -> SharedMemoryTask[Any]:
-    kicker: AsyncKicker[Any, Any] = SharedMemoryKicker(name, client, {})
+async def send(client: SharedMemoryBroker, name: str, *args: Any) -> QueueTask[Any]:
+    kicker: AsyncKicker[Any, Any] = QueueKicker(name, client, {})
     task = await kicker.kiq(*args)
-    assert isinstance(task, SharedMemoryTask)
+    assert isinstance(task, QueueTask)
     return task
 
 

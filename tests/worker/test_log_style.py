@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskiq_supervise.worker import log_style
+from taskiq_supervise.worker import log_handler, log_style
 from taskiq_supervise.worker.config import LOG_FORMAT
 
 if TYPE_CHECKING:
@@ -24,8 +24,9 @@ class Log:
 
     def __init__(self, style: str = "json") -> None:
         self._stream = io.StringIO()
-        handler = logging.StreamHandler(self._stream)
-        handler.setFormatter(log_style.formatter(style, "%(levelname)s: %(message)s"))
+        handler = log_handler.handler(style, "%(levelname)s: %(message)s")
+        assert isinstance(handler, logging.StreamHandler)
+        handler.setStream(self._stream)
         self.logger = logging.Logger("orders")  # noqa: LOG001 - of no tree
         self.logger.addHandler(handler)
 
@@ -138,7 +139,7 @@ def test_the_other_style_is_logging_s_own() -> None:
     log.logger.info("hello", extra={"order": 5})
     assert log.text == "INFO: hello\n"
     with pytest.raises(ValueError, match="the log style is 'xml'"):
-        log_style.formatter("xml", LOG_FORMAT)
+        log_handler.handler("xml", LOG_FORMAT)
 
 
 APP = """
@@ -169,14 +170,14 @@ async def client() -> AsyncIterator[Any]:
 async def test_a_worker_logs_in_it_and_leaves_what_tasks_write(
     nursery: Callable[[str], "Nursery"], client: Any, configure: bool
 ) -> None:
-    from taskiq_supervise.broker.task import SharedMemoryKicker
+    from taskiq_supervise.broker.task import QueueKicker
 
     zygote = nursery(APP)
     zygote.load(log_style="json", configure_logging=configure)
     zygote.supervise("logging")
     await client.startup()
     worker = zygote.fork(1).wait_ready()
-    task = await SharedMemoryKicker[[], None]("talk", client, {}).kiq()
+    task = await QueueKicker[[], None]("talk", client, {}).kiq()
     assert not (await task.wait_result(timeout=10)).is_err
     worker.order("drain")
     assert worker.wait() == 0

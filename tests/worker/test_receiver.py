@@ -46,6 +46,27 @@ async def test_dependencies_are_resolved_and_closed(
     assert steps == ["open", "close"]
 
 
+async def test_tasks_with_dependencies_of_any_kind_are_told_from_those_without(
+    broker: SharedMemoryBroker, working: Working
+) -> None:
+    def number() -> int:
+        return 7
+
+    @broker.task
+    async def plain(x: int) -> int:
+        return x
+
+    @broker.task
+    async def uncached(dep: int = TaskiqDepends(number, use_cache=False)) -> int:
+        return dep
+
+    async with working(broker):
+        assert (await (await plain.kiq(3)).wait_result(timeout=5)).return_value == 3
+        assert (await (await uncached.kiq()).wait_result(timeout=5)).return_value == 7
+    receiver = SupervisedReceiver(broker)
+    assert set(receiver.dependency_graphs) == {uncached.task_name}
+
+
 async def test_a_timeout_label_ends_the_task(broker: SharedMemoryBroker, working: Working) -> None:
     @broker.task(timeout=0.01)
     async def long() -> None:
@@ -289,6 +310,6 @@ async def test_many_messages_are_each_run_once(
     assert sorted(ran) == list(range(200))
     attachment = await broker.attached()
     assert attachment is not None
-    outcome = attachment.queue.queue.outcome(tasks[0].task_id)
+    outcome = await attachment.queue.look(tasks[0].task_id)
     assert outcome is not None
     assert outcome.kind is OutcomeKind.RESULT

@@ -10,7 +10,7 @@ import pytest
 from tests.broker.conftest import SMALL
 
 from taskiq_supervise.broker import SharedMemoryBroker
-from taskiq_supervise.broker.task import SharedMemoryKicker
+from taskiq_supervise.broker.task import QueueKicker
 from taskiq_supervise.ipc.framing import send
 from taskiq_supervise.worker.config import WorkerConfig
 
@@ -64,7 +64,7 @@ async def test_a_worker_with_a_blocked_loop_shows_all_its_threads(
     client = SharedMemoryBroker("stacks", geometry=SMALL)
     await client.startup()
     worker = zygote.fork().wait_ready()
-    task = await SharedMemoryKicker[[], None]("block", client, {}).kiq()
+    task = await QueueKicker[[], None]("block", client, {}).kiq()
     assert notes.next() == "begun"
     for _ in range(2):
         worker.kill(signal.SIGUSR1)
@@ -85,7 +85,7 @@ def test_whatever_the_application_does_with_the_signal_when_it_is_imported(
     zygote.load()
     worker = zygote.fork().wait_ready()
     worker.kill(signal.SIGUSR1)
-    assert "runtime.py" in worker.read_stacks(until=LAST)
+    assert "subordinate.py" in worker.read_stacks(until=LAST)
     zygote.process.send_signal(signal.SIGUSR1)
     while "zygote.py" not in zygote.log:
         assert zygote.process.poll() is None

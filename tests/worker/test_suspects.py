@@ -42,6 +42,7 @@ async def test_a_task_whose_worker_died_runs_alone(
 
     async def claim_with_a_past(attachment: Attachment) -> Lease:
         lease = await claim(attachment)
+        assert isinstance(lease, Lease)
         lease.attempt = int(lease.task_id == "suspect")
         return lease
 

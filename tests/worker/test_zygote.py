@@ -15,6 +15,8 @@ import pytest
 from tests.e2e.chaos import starving
 from tests.e2e.chaos_aftermath import descriptors
 
+from taskiq_supervise import __version__
+
 if TYPE_CHECKING:
     from tests.worker.conftest import Nursery
 
@@ -36,6 +38,7 @@ def imports() -> list[int]:
 def test_it_says_what_the_application_is(nursery: Start) -> None:
     answer = nursery(APP).load()
     assert answer["op"] == "loaded"
+    assert answer["version"] == __version__
     assert answer["threads"] == []
     assert answer["broadcast"] is None
     assert answer["transport"]["kind"] == "shm"
@@ -44,17 +47,49 @@ def test_it_says_what_the_application_is(nursery: Start) -> None:
     assert answer["transport"]["geometry"]["slots"] == 16384
 
 
-def test_it_names_the_class_of_another_broker_and_its_broadcast(nursery: Start) -> None:
-    answer = nursery(
-        "from taskiq import AsyncBroker\n"
-        "class Own(AsyncBroker):\n"
-        "    taskiq_supervise_broadcast = True\n"
-        "    async def kick(self, message): ...\n"
-        "    async def listen(self): yield b''\n"
-        "broker = Own()\n"
-    ).load()
+BROADCASTING = (
+    "from taskiq import AsyncBroker\n"
+    "class Own(AsyncBroker):\n"
+    "    taskiq_supervise_broadcast = True\n"
+    "    async def kick(self, message): ...\n"
+    "    async def listen(self): yield b''\n"
+    "broker = Own()\n"
+)
+
+
+def test_a_broker_that_hands_each_task_to_each_worker_gets_a_listener_and_a_queue(
+    nursery: Start,
+) -> None:
+    answer = nursery(BROADCASTING).load(instance="app", pool="mail")
+    assert answer["broadcast"] is None
+    transport = answer["transport"]
+    assert (transport["kind"], transport["class"], transport["own"]) == (
+        "listener",
+        "app.Own",
+        False,
+    )
+    assert "taskiq_supervise_broadcast" in transport["reason"]
+    assert (transport["name"], transport["store"]) == ("listener-app-mail", "shm")
+    assert transport["directory"] == os.environ["TASKIQ_SUPERVISE_QUEUE_DIR"]
+    assert transport["geometry"]["slots"] == 16384
+
+
+def test_without_shared_memory_a_listener_has_no_queue(nursery: Start) -> None:
+    transport = nursery(BROADCASTING).load(transport="zmq", instance="app")["transport"]
+    assert (transport["kind"], transport["name"]) == ("listener", "listener-app")
+    assert (transport["store"], transport["directory"]) == ("zmq", "")
+
+
+def test_without_a_listener_it_says_why_there_can_be_one_worker_only(nursery: Start) -> None:
+    answer = nursery(BROADCASTING).load(single_listener=False)
     assert answer["transport"] == {"kind": "broker", "class": "app.Own"}
     assert "taskiq_supervise_broadcast" in answer["broadcast"]
+
+
+def test_a_queue_in_shared_memory_without_shared_memory_is_refused(nursery: Start) -> None:
+    answer = nursery(APP).load(transport="zmq")
+    assert (answer["op"], answer["kind"]) == ("load_failed", "invalid")
+    assert "taskiq_supervise.ZeroMQBroker" in answer["message"]
 
 
 @pytest.mark.parametrize("preload", [True, False])
