@@ -70,3 +70,6 @@ def test_the_sdist_has_what_building_and_testing_take(built: Path) -> None:
     assert {f"src/taskiq_supervise/{name}" for name in sources} <= names
     tests = {str(path.relative_to(ROOT)) for path in ROOT.glob("tests/**/*.py")}
     assert tests <= names
+    units = {str(path.relative_to(ROOT)) for path in ROOT.glob("systemd/**/*") if path.is_file()}
+    assert units
+    assert units <= names
