@@ -5,6 +5,7 @@ import asyncio
 from benchmarks import idle, machine, recovery, roundtrip, spread, throughput
 from benchmarks.ipc import __main__ as ipc
 from benchmarks.supervision import __main__ as supervision
+from benchmarks.zmq import __main__ as zmq
 
 
 async def main() -> None:
@@ -16,3 +17,4 @@ async def main() -> None:
 asyncio.run(main())
 ipc.main([])  # its processes are forked, which no event loop may be running for
 supervision.main([])
+zmq.main([])

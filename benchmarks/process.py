@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 60.0
 """Seconds for anything that is waited for."""
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 class ContestantFailed(Exception):

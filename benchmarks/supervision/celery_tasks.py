@@ -13,7 +13,8 @@ from typing import Any
 from celery import Celery
 from celery.signals import worker_process_init
 
-from benchmarks.supervision import ledger, weight  # noqa: F401 - weight is there to be imported
+from benchmarks import ledger
+from benchmarks.supervision import weight  # noqa: F401 - weight is there to be imported
 
 FOLDER = Path(os.environ["BENCHMARK_CELERY"])
 ANSWERS = FOLDER / "answers"

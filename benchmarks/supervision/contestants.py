@@ -14,8 +14,8 @@ from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING
 
+from benchmarks.process import ROOT, Running, environment, places
 from benchmarks.supervision.clients import CeleryClient, Client, HttpClient, TaskiqClient
-from benchmarks.supervision.process import ROOT, Running, environment, places
 from benchmarks.supervision.weight import MODULES, SECONDS
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.supervision import ledger
+from benchmarks import ledger
 
 
 def post_worker_init(_worker: Any) -> None:

@@ -11,11 +11,11 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
+from benchmarks.ledger import Account, settle
 from benchmarks.machine import table
+from benchmarks.process import ContestantFailed
 from benchmarks.supervision import contestants as who
 from benchmarks.supervision.contestants import WORKERS, Contestant, Weight, up
-from benchmarks.supervision.ledger import Account, settle
-from benchmarks.supervision.process import ContestantFailed
 from benchmarks.supervision.turns import Clock
 
 if TYPE_CHECKING:

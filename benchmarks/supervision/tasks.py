@@ -4,7 +4,8 @@ import asyncio
 import os
 import time
 
-from benchmarks.supervision import ledger, weight  # noqa: F401 - weight is there to be imported
+from benchmarks import ledger
+from benchmarks.supervision import weight  # noqa: F401 - weight is there to be imported
 from taskiq_supervise import SharedMemoryBroker
 
 broker = SharedMemoryBroker("supervision")

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from benchmarks.supervision.process import ContestantFailed
+from benchmarks.process import ContestantFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from benchmarks.supervision import ledger, weight  # noqa: F401 - weight is there to be imported
+from benchmarks import ledger
+from benchmarks.supervision import weight  # noqa: F401 - weight is there to be imported
 
 with suppress(ModuleNotFoundError):
     import uwsgi  # there inside uWSGI only

@@ -1,0 +1,1 @@
+"""Our ZeroMQ broker beside taskiq's own and beside shared memory."""
