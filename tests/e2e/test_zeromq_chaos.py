@@ -94,7 +94,7 @@ def app(cast: Cast, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         yield module
 
 
-@storms(TCP, IPC, NO_SHM, STOCK, brief=(TCP, NO_SHM, STOCK))
+@storms(TCP, IPC, NO_SHM, STOCK, brief=(TCP, STOCK))
 async def test_after_any_kills_what_was_accepted_is_run_and_was_put_once(
     supervise: Start,
     cast: Cast,
