@@ -22,8 +22,11 @@ from tests.e2e import chaos
 from tests.e2e import chaos_aftermath as aftermath
 from tests.e2e.conftest import Supervisor
 
+from taskiq_supervise.broker.errors import ResultExpiredError
 from taskiq_supervise.supervisor.client import Client
 
+RESULTS_KEPT = 16_000
+"""At least, by a queue of the usual size."""
 KINDS = ["quick", "quick", "pause", "pause", "block", "fail", "early"]
 SHORT = 4.0
 """Seconds."""
@@ -102,6 +105,7 @@ class Scene:
 
     Attributes:
         unrun: the outcome of each task that was accepted and has not begun, by its number.
+        forgotten: those of them whose outcome made room for those of so many others.
     """
 
     def __init__(
@@ -114,6 +118,7 @@ class Scene:
         kills: bool,
     ) -> None:
         self.unrun: dict[str, TaskiqResult[Any]] = {}
+        self.forgotten: set[str] = set()
         self._app = app
         self._cast = cast
         self._marker = uuid.uuid4().hex
@@ -187,8 +192,13 @@ class Scene:
         known = {number for word, number in noted if word == "put"}
         known |= {line.split()[1] for line in lines(Path("accepted"))}
         for number in known - begun:
-            if await broker.result_backend.is_result_ready(number):
-                self.unrun[number] = await broker.result_backend.get_result(number)
+            try:
+                if await broker.result_backend.is_result_ready(number):
+                    self.unrun[number] = await broker.result_backend.get_result(number)
+            except ResultExpiredError:
+                if len(known) <= RESULTS_KEPT:
+                    raise
+                self.forgotten.add(number)
 
     def end(self) -> None:
         for load in self.storm.loads:

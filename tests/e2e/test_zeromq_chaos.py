@@ -164,7 +164,7 @@ def check_runs(kinds: dict[str, str], one: Scene, ledger: "Ledger") -> None:
     may_be_early = {number for number, kind in kinds.items() if kind in {"early", UNKNOWN}}
     told = {n for n, result in one.unrun.items() if isinstance(result.error, WorkerLostError)}
     unrun = {number: kinds[number] for number in kinds if number not in runs}
-    assert unrun.keys() <= may_be_early & told, (unrun, one.unrun)
+    assert unrun.keys() <= may_be_early & (told | one.forgotten), (unrun, one.unrun)
     broken_off = one.storm.killed | one.storm.terminated
     again = {number: pids for number, pids in runs.items() if not {*pids[:-1]} <= broken_off}
     assert not again
