@@ -105,9 +105,7 @@ async def test_after_any_kills_what_was_accepted_is_run_and_was_put_once(
     seed: str,
 ) -> None:
     with scene(cast, supervise, app, seed, kills=True) as one:
-        report = await one.play(seconds)
-        check = check_published if pool is STOCK else check_reliable
-        check(one, report, ledger)
+        await play_and_check(one, pool, seconds, ledger)
 
 
 @storms(IPC, NO_SHM, STOCK, brief=(IPC,))
@@ -121,11 +119,16 @@ async def test_without_kills_every_task_is_run_exactly_once(
     seed: str,
 ) -> None:
     with scene(cast, supervise, app, seed, kills=False) as one:
-        report = await one.play(seconds)
-        check = check_published if pool is STOCK else check_reliable
-        check(one, report, ledger)
+        report = await play_and_check(one, pool, seconds, ledger)
         assert not one.storm.killed
         assert "WorkerLostError" not in {task["outcome"] for task in report}
+
+
+async def play_and_check(one: Scene, pool: Pool, seconds: float, ledger: "Ledger") -> Report:
+    report = await one.play(seconds)
+    check = check_published if pool is STOCK else check_reliable
+    check(one, report, ledger)
+    return report
 
 
 def check_reliable(one: Scene, report: Report, ledger: "Ledger") -> None:

@@ -51,21 +51,16 @@ def row_of(entry: Entry) -> Row:
         entry.expires,
         entry.max_deliveries,
         entry.created,
-        int(entry.state),
-        entry.attempts,
-        entry.worker,
-        entry.kind,
-        entry.ended,
-        entry.reason,
-        entry.detail,
-        _signed(entry.cause),
-        entry.size,
-        entry.settled,
+        *_state_of(entry),
     )
 
 
 def changes_of(entry: Entry) -> Row:
     """What may have changed, and of which."""
+    return (*_state_of(entry), entry.due, entry.seq)
+
+
+def _state_of(entry: Entry) -> Row:
     return (
         int(entry.state),
         entry.attempts,
@@ -77,8 +72,6 @@ def changes_of(entry: Entry) -> Row:
         _signed(entry.cause),
         entry.size,
         entry.settled,
-        entry.due,
-        entry.seq,
     )
 
 
